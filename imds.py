@@ -40,9 +40,7 @@ import urllib.parse
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is at run time, without the import
 if TYPE_CHECKING:
-    import types
-    from typing import Any, Callable, Dict, Iterable, List, Mapping, NoReturn, Optional
-    from typing import Sequence, Tuple, Type, Union
+    from typing import Any, Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
 
 __version__ = "0.1.0"
 __all__ = [
@@ -140,7 +138,7 @@ VERB_BODY = """\
 <Error xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema">
     <Code>InvalidHttpVerb</Code>
     <Message>The HTTP verb specified was not recognized by the server.</Message>
-    <Details>'%s' is not a supported verb.</Details>
+    <Details>'$verb' is not a supported verb.</Details>
 </Error>"""
 
 OUTSIDE_BODY = """\
@@ -168,7 +166,8 @@ background-color:#555555;}
 <div id="content">
  <div class="content-container"><fieldset>
   <h2>404 - File or directory not found.</h2>
-  <h3>The resource you are looking for might have been removed, had its name changed, or is temporarily unavailable.</h3>
+  <h3>The resource you are looking for might have been removed, had its name changed, or is temporarily \
+unavailable.</h3>
  </fieldset></div>
 </div>
 </body>
@@ -559,7 +558,8 @@ def complete(document: "Any") -> "Dict[str, Any]":
     Fields that it lacks are empty; fields that no table knows are kept. Raises ValueError, naming the
     path, where a value has the wrong shape.
     """
-    return _project(document, _template(NEWEST), _template(NEWEST), "instance")
+    known = _template(NEWEST)
+    return dict(_project(document, known, known, "instance"))
 
 
 def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "Dict[str, Any]":
@@ -568,7 +568,7 @@ def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "D
     known = _template(NEWEST)
     if version == PREVIEW:
         document, known = _rename(document), _rename(known)
-    seen = _project(document, _template(version), known, "instance")
+    seen = dict(_project(document, _template(version), known, "instance"))
     if not extended:
         seen.pop("extended", None)
     return seen
@@ -1059,6 +1059,7 @@ class _Conversation:
         return self._refuse("slow")
 
     def _reply(self) -> bytes:
+        self._unread = self._unread.lstrip(b"\r\n")  # some clients end a body with a line end of their own
         try:
             head = read_head(self._unread)
             if head is None:
@@ -1128,14 +1129,14 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
         def server_bind(self) -> None:
             socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for a name
 
-        def server_activate(self) -> None:
-            super().server_activate()
-            self.socket.setblocking(False)
+        def __init__(self) -> None:
             self.connections = set()  # type: set[Connection]
-            self.selector = selectors.DefaultSelector()
-            self.selector.register(self.socket, selectors.EVENT_READ)
             self.stopping = False
             self.waker, self.woken = socket.socketpair()
+            self.selector = selectors.DefaultSelector()
+            super().__init__((host, port), converse)  # type: ignore[arg-type]  # not a handler class: there is none
+            self.socket.setblocking(False)
+            self.selector.register(self.socket, selectors.EVENT_READ)
             self.selector.register(self.woken, selectors.EVENT_READ)
 
         def serve_forever(self, poll_interval: float = 1) -> None:
@@ -1225,7 +1226,7 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
             self.selector.unregister(connection.socket)
             connection.socket.close()
 
-    return Server((host, port), converse)  # type: ignore[arg-type]  # what handles a client is not a handler class
+    return Server()
 
 
 class Emulator:
@@ -1567,7 +1568,7 @@ def _fetch(url: str, timeout: float, clock: "Callable[[], float]", deadline: flo
                 if size > MAX_REPLY:
                     raise NotIMDS("%s answered more than %d bytes: what answers is not IMDS" % (url, MAX_REPLY),
                                   response.status, url=url)
-            if response.length:  # the connection ended before the body did
+            if response.length or not response.headers:  # the connection ended too soon
                 raise ConnectionResetError("the answer is cut off")
             body = b"".join(chunks).decode("utf-8", "replace")
             return Reply(response.status, response.headers.get_content_type(), response.headers.get("Server", ""),
@@ -1575,7 +1576,7 @@ def _fetch(url: str, timeout: float, clock: "Callable[[], float]", deadline: flo
     except http.client.IncompleteRead:
         raise ConnectionResetError("the answer is cut off") from None
     except urllib.error.URLError as error:
-        raise error.reason if isinstance(error.reason, OSError) else error
+        raise (error.reason if isinstance(error.reason, OSError) else error) from None
     except ConnectionError:
         raise
     except http.client.HTTPException as error:
@@ -1670,7 +1671,7 @@ def _parser() -> "Any":
     asking.add_argument("--format", choices=("json", "text"), help="print a leaf as JSON, or a container as a listing")
     asking.add_argument("--api-version", metavar="DATE", help="default: the newest that both sides know")
     asking.add_argument("--endpoint", metavar="URL", help="default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT)
-    asking.add_argument("--timeout", metavar="SECONDS", type=float, help="give up after so long, retries included")
+    asking.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long, retries included")
 
     serving = add("serve", _serve, "emulate the service until interrupted")
     serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 is a free one (default: %(default)s)")
@@ -1689,6 +1690,15 @@ def _parser() -> "Any":
         command.add_argument("--rate-limit", metavar="N", type=float, help="requests a second (default: no limit)")
         command.add_argument("--quiet", action="store_true", help="no access log")
     return parser
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return seconds
 
 
 def _get(options: "Any") -> int:
