@@ -33,6 +33,7 @@ import http
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -40,12 +41,12 @@ import urllib.parse
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is at run time, without the import
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
 
 __version__ = "0.1.0"
 __all__ = [
-    "Client", "Emulator", "Error", "NotFound", "NotIMDS", "Refused", "Unavailable", "Unreachable",
-    "format_text", "get", "resolve",
+    "Client", "Clock", "Emulator", "Error", "NotFound", "NotIMDS", "Refused", "Unavailable", "Unreachable",
+    "approve", "attested", "format_text", "get", "resolve", "scheduled_events", "token", "watch_events",
 ]
 
 
@@ -118,19 +119,116 @@ PREVIEW_NAMES = {
     "macAddress": "mac",
 }
 
-# The value of azEnvironment, and the versions that the document of early 2018 lists for that cloud.
+# The value of azEnvironment, the domain of the attested document's certificate, and the versions that
+# the document of early 2018 lists for that cloud.
 CLOUDS = {
-    "AzurePublicCloud": ("2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01"),
-    "AzureUSGovernmentCloud": ("2017-04-02", "2017-08-01"),
-    "AzureChinaCloud": ("2017-04-02", "2017-08-01"),
-    "AzureGermanCloud": ("2017-04-02", "2017-08-01"),
+    "AzurePublicCloud": ("metadata.azure.com", ("2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01")),
+    "AzureUSGovernmentCloud": ("metadata.azure.us", ("2017-04-02", "2017-08-01")),
+    "AzureChinaCloud": ("metadata.azure.cn", ("2017-04-02", "2017-08-01")),
+    "AzureGermanCloud": ("metadata.microsoftazure.de", ("2017-04-02", "2017-08-01")),
 }
 
-# Path under /metadata: the verbs it takes and the api-version that introduced it (None: it has no versions).
+# Path under /metadata: the verbs it takes and the api-version that introduced it (None: it has none).
 ENDPOINTS = {
+    "attested/document": (("GET",), "2018-10-01"),
+    "identity/credential": (("GET", "POST"), None),  # this and the next but one: a newer way to a token, which
+    "identity/getplatformmetadata": (("GET", "POST"), None),  # SDKs probe for; it is not here, and 404 says so
+    "identity/issuecredential": (("GET", "POST"), None),
+    "identity/info": (("GET",), "2018-02-01"),
+    "identity/oauth2/token": (("GET",), "2018-02-01"),
     "instance": (("GET",), "2017-03-01"),
+    "loadbalancer": (("GET",), "2020-10-01"),
+    "scheduledevents": (("GET", "POST"), "2017-03-01"),
     "versions": (("GET",), None),
 }
+
+# Scheduled events have versions of their own. Each added these fields to an event, in the order of the wire.
+EVENT_VERSIONS = {
+    "2017-03-01": "EventId EventStatus EventType ResourceType Resources NotBefore",  # names of single VMs begin with _
+    "2017-08-01": "",
+    "2017-11-01": "",
+    "2019-01-01": "",
+    "2019-04-01": "Description",
+    "2019-08-01": "EventSource",
+    "2020-07-01": "DurationInSeconds",
+}
+EVENTS_NEWEST, EVENTS_GA = "2020-07-01", "2017-08-01"
+
+# EventType: the version that knows it, and what it says unless told otherwise: seconds of notice,
+# DurationInSeconds (-1: unknown), Description by EventSource. All documented but those that are empty.
+MAINTENANCE = "Host server is undergoing maintenance."
+EVENT_TYPES = {
+    "Freeze": ("2017-03-01", 900, 5, {
+        "Platform": "Virtual machine is being paused because of a memory-preserving Live Migration operation."}),
+    "Reboot": ("2017-03-01", 900, -1, {
+        "Platform": MAINTENANCE,
+        "User": "Virtual machine is going to be restarted as requested by authorized user."}),
+    "Redeploy": ("2017-03-01", 600, -1, {
+        "Platform": MAINTENANCE,
+        "User": "Virtual machine is going to be redeployed as requested by authorized user."}),
+    "Preempt": ("2017-11-01", 30, -1, {}),
+    "Terminate": ("2019-01-01", 300, -1, {}),
+}
+STARTED_SECONDS = {"Freeze": 300}  # how long an event is Started before it is gone; the others:
+OTHER_STARTED_SECONDS = 600
+
+# Azure's own scenarios of July 2025: EventType, EventSource, Description (None: the type's), seconds of
+# notice, seconds of Started, seconds until it is cancelled.
+SCENARIOS = {
+    "live-migration": ("Freeze", "Platform", None, 900, 300, None),
+    "user-reboot": ("Reboot", "User", None, 900, 600, None),
+    "host-agent-maintenance": ("Freeze", "Platform", MAINTENANCE, 900, 600, None),
+    "redeploy": ("Redeploy", "Platform", None, 900, 600, None),
+    "user-redeploy": ("Redeploy", "User", None, 900, 600, None),
+    "cancelled-maintenance": ("Freeze", "Platform", MAINTENANCE, 900, 600, 480),
+}
+
+# What a version added to the signed content of the attested document.
+ATTESTED_VERSIONS = {
+    "2018-10-01": "nonce plan{name product publisher} timeStamp{createdOn expiresOn} vmId",
+    "2019-04-30": "subscriptionId",
+    "2019-11-01": "sku",
+    "2020-09-01": "licenseType",
+}
+ATTESTED_SECONDS = 6 * 3600  # how long one is valid (observed)
+MAX_NONCE = 32  # characters
+
+# What makes an attested document one that a verifier must refuse.
+FLAWS = {
+    "signer": "its certificate comes from an authority that nobody knows",
+    "signature": "a byte of its content was changed after it was signed",
+    "expired": "it was valid until a day ago",
+    "nonce": "it answers another nonce",
+    "vmId": "it is about another VM",
+    "domain": "its certificate is for another domain",
+}
+
+# The load balancer's document, in the order of the wire.
+LOAD_BALANCER = {
+    "publicIpAddresses": ("frontendIpAddress", "privateIpAddress"),
+    "inboundRules": ("frontendIpAddress", "protocol", "frontendPort", "backendPort", "privateIpAddress"),
+    "outboundRules": ("frontendIpAddress", "privateIpAddress"),
+}
+
+# How a request for a token names an identity, and a token's times in seconds.
+SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "resourceId", "mi_res_id": "resourceId"}
+TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
+DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
+
+# The two primes of the RSA key that signs the emulator's tokens and attested documents. Anyone can read
+# them here: a signature by this key proves nothing, and no verifier outside a test may trust it.
+TEST_KEY_PRIMES = (
+    int(
+        "d80c0e488c3b860d1c899793fc7da48c2bb78c3b2d26190b3d1d98b2e27452b6aeed3267a816727319b12a"
+        "e64cff73aeac9d3bb908f16d208a5a3ae66e40dbf2867a4ca4b01e0ef9265f6609b750dee5c3576e0234a5"
+        "98fc4a036af6fb1a96ef1d015201ff56f42861a630040549e30cbaec3cd51b238c3b239db3f0823cc1f5", 16),
+    int(
+        "c81675588937008ef9cc9fed0fe8ce01f8724d476957800b74c94158767a99524d3359b914f86ae23457cc"
+        "d232164e1e2899bb67560c5c8943aec4172f6528c45b27b9087266a46f38dd7f452a9f8520454bd047d57d"
+        "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827", 16),
+)
+TEST_KEY_ID = "imds-emulator-public-test-key"
+TEST_CA_NAME = "imds emulator test CA (its key is public)"
 
 # The pages of the web server in front of the service (observed).
 VERB_BODY = """\
@@ -174,40 +272,75 @@ unavailable.</h3>
 </html>
 """.replace("\n", "\r\n")  # the stock page of IIS, 1245 bytes
 
-# Why a request is refused: status, the words for the access log, the body of the instance service and,
-# where the identity service has words of its own, those. The blanks are the service's. $verb and
-# $newest stand for the request's verb and the three newest versions served.
+# Why a request is refused: status, the words for the access log, the body. The blanks are the service's.
+# $verb, $path, $value and $newest stand for parts of the request and the three newest versions served.
 BAD_REQUEST = '{ "error": "Bad request" }'
-IDENTITY_BAD_REQUEST = '{"error":"invalid_request","error_description":"Bad request"}'
 REFUSALS = {
-    "verb": (405, "verb not allowed", '{ "error": "Not allowed" }', '{"error":"Not allowed"}'),
-    "outside-verb": (400, "verb not supported", VERB_BODY, None),
-    "outside": (404, "outside /metadata", OUTSIDE_BODY, None),
+    "verb": (405, "verb not allowed", '{ "error": "Not allowed" }'),
+    "outside-verb": (400, "verb not supported", VERB_BODY),
+    "outside": (404, "outside /metadata", OUTSIDE_BODY),
     "metadata": (400, "Metadata header missing",
-                 '{ "error": "Bad request: . Required metadata header not specified" }',
-                 '{"error":"invalid_request","error_description":"Required metadata header not specified"}'),
-    "forwarded": (400, "X-Forwarded-For header present", BAD_REQUEST, IDENTITY_BAD_REQUEST),
-    "target": (400, "percent-encoding not valid", BAD_REQUEST, IDENTITY_BAD_REQUEST),
-    "duplicate": (400, "query parameter given twice", BAD_REQUEST, IDENTITY_BAD_REQUEST),
+                 '{ "error": "Bad request: . Required metadata header not specified" }'),
+    "forwarded": (400, "X-Forwarded-For header present", BAD_REQUEST),
+    "target": (400, "percent-encoding not valid", BAD_REQUEST),
+    "duplicate": (400, "query parameter given twice", BAD_REQUEST),
     "version": (400, "api-version missing or unknown",
                 '{"error":"Bad request. api-version is invalid or was not specified in the request.'
-                ' For more information refer to aka.ms/azureimds","newest-versions":$newest}', None),
+                ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
     "version-missing-2018": (400, "api-version missing",
                              '{"error":"Bad request. api-version was not specified in the request.'
-                             ' For more information refer to aka.ms/azureimds","newest-versions":$newest}', None),
-    "version-unknown-2018": (404, "api-version unknown", '{ "error": "Not found. Invalid version requested" }', None),
-    "path": (404, "not found", '{ "error": "Not found" }', '{"error":"Not Found"}'),
-    "format": (400, "format unknown", BAD_REQUEST, IDENTITY_BAD_REQUEST),
-    "leaf": (400, "a leaf needs format=text", BAD_REQUEST, None),
-    "throttled": (429, "throttled", '{ "error": "Too many requests" }',
-                  '{"error":"invalid_request","error_description":"Temporarily throttled, too many requests"}'),
-    "throttled-text": (429, "throttled", "Too many requests", None),
+                             ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
+    "version-unknown-2018": (404, "api-version unknown", '{ "error": "Not found. Invalid version requested" }'),
+    "path": (404, "not found", '{ "error": "Not found" }'),
+    "format": (400, "format unknown", BAD_REQUEST),
+    "leaf": (400, "a leaf needs format=text", BAD_REQUEST),
+    "throttled": (429, "throttled", '{ "error": "Too many requests" }'),
+    "throttled-text": (429, "throttled", "Too many requests"),
+    # Of one endpoint only.
+    "events": (400, "StartRequests not valid", BAD_REQUEST),
+    "nonce": (400, "nonce too long", BAD_REQUEST),
+    "no-load-balancer": (404, "no load balancer", '{"error":"No load balancer metadata is found. Please check if your'
+                         ' VM is using any non-basic SKU load balancer and retry later."}'),
+    "no-resource": (400, "resource missing", '{"error":"invalid_request","error_description":'
+                    '"Required query variable \'resource\' is missing"}'),
+    "no-identity": (400, "identity not found",
+                    '{"error":"invalid_request","error_description":"Identity not found"}'),
+    "several-identities": (400, "several identities, none named", '{"error":"invalid_request","error_description":'
+                           '"Multiple user assigned identities exist, please specify the clientId / resourceId of the'
+                           ' identity in the token request"}'),
+    "several-selectors": (400, "identity named twice",
+                          '{"error":"invalid_request","error_description":"Bad request"}'),
+    "bad-resource": (400, "resource not valid", '{"error":"invalid_resource","error_description":"AADSTS50001: The'
+                     ' application named $value was not found in the tenant named $tenant."}'),
     # For what can't be read as a request; statuses of RFC 9110 and 6585, words of our own.
-    "malformed": (400, "not an HTTP request", BAD_REQUEST, None),
-    "slow": (408, "request took too long", '{ "error": "Request timeout" }', None),
-    "body-size": (413, "body too large", '{ "error": "Request body too large" }', None),
-    "line-size": (414, "request line too long", '{ "error": "Request line too long" }', None),
-    "headers-size": (431, "headers too large", '{ "error": "Request headers too large" }', None),
+    "malformed": (400, "not an HTTP request", BAD_REQUEST),
+    "slow": (408, "request took too long", '{ "error": "Request timeout" }'),
+    "body-size": (413, "body too large", '{ "error": "Request body too large" }'),
+    "line-size": (414, "request line too long", '{ "error": "Request line too long" }'),
+    "headers-size": (431, "headers too large", '{ "error": "Request headers too large" }'),
+    # For a fault of the emulator's own.
+    "failed": (500, "internal error", '{ "error": "Server error" }'),
+}
+
+# The bodies of components with words of their own, by the first name below /metadata.
+DIALECTS = {
+    "identity": {
+        "verb": '{"error":"Not allowed"}',
+        "metadata": '{"error":"invalid_request","error_description":"Required metadata header not specified"}',
+        "forwarded": '{"error":"invalid_request","error_description":"Bad request"}',
+        "target": '{"error":"invalid_request","error_description":"Bad request"}',
+        "duplicate": '{"error":"invalid_request","error_description":"Bad request"}',
+        "path": '{"error":"Not Found"}',
+        "format": '{"error":"invalid_request","error_description":"Bad request"}',
+        "throttled": '{"error":"invalid_request","error_description":"Temporarily throttled, too many requests"}',
+    },
+    "loadbalancer": {
+        "verb": '{"error":"Http method is not allowed: Path = \\"$path\\", Method = \\"$verb\\""}',
+        "path": '{"error":"API is not found: Path = \\"$path\\", Method = \\"$verb\\""}',
+        "format": '{"error":"Parameter value is not allowed, or parameter value \\"$value\\" is not allowed for'
+                  ' parameter \\"format\\". Please fix the request and retry."}',
+        "throttled": '{"error":"Too many requests"}',
+    },
 }
 
 # What a body is, by how it begins (none of these: text), and the header set that goes with it, in the
@@ -224,8 +357,41 @@ HEADERS = {
 }
 IMDS_SERVER, IIS_SERVER = "IMDS/150.870.65.1854", "Microsoft-IIS/10.0"
 
-# Requests a second that the documentation allows: in all, and to the identity service.
-RATE_LIMIT, IDENTITY_RATE_LIMIT = 5, 20
+# Requests a second that the documentation allows: in all; to the identity service, and how many of these at once.
+RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
+
+# What of a document says who or where it is, and what takes its place: by the path, list indexes left out.
+# GUIDs, addresses and resource ids are found wherever they stand.
+REDACTED = {
+    "instance.compute.customData": "data",
+    "instance.compute.name": "name",
+    "instance.compute.osProfile.adminUsername": "name",
+    "instance.compute.osProfile.computerName": "name",
+    "instance.compute.publicKeys.keyData": "key",
+    "instance.compute.publicKeys.path": "home",
+    "instance.compute.resourceGroupName": "name",
+    "instance.compute.storageProfile.dataDisks.image.uri": "url",
+    "instance.compute.storageProfile.dataDisks.name": "name",
+    "instance.compute.storageProfile.dataDisks.vhd.uri": "url",
+    "instance.compute.storageProfile.osDisk.encryptionSettings.diskEncryptionKey.secretUrl": "url",
+    "instance.compute.storageProfile.osDisk.encryptionSettings.keyEncryptionKey.keyUrl": "url",
+    "instance.compute.storageProfile.osDisk.image.uri": "url",
+    "instance.compute.storageProfile.osDisk.name": "name",
+    "instance.compute.storageProfile.osDisk.vhd.uri": "url",
+    "instance.compute.tags": "tags",
+    "instance.compute.tagsList.name": "tag",
+    "instance.compute.tagsList.value": "value",
+    "instance.compute.userData": "data",
+    "instance.compute.vmScaleSetName": "name",
+    "instance.network.interface.macAddress": "mac",
+    "scheduledevents.Events.Resources": "name",
+}
+STAND_INS = {
+    "data": "cmVkYWN0ZWQ=", "guid": "00000000-0000-4000-8000-%012x", "ipv4-private": "10.0.0.%d",
+    "ipv4-public": "203.0.113.%d", "ipv6": "2001:db8::%x", "mac": "00155D%06X", "name": "name%d", "tag": "tag%d",
+    "url": "https://redacted.example/%d", "value": "value%d",
+    "key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY redacted",
+}
 
 # The built-in VMs. `linux` and `windows` are the samples of the 2018 document with what it masks
 # (addresses, ids) filled in from the ranges for documentation, and completed to today's shape: what
@@ -467,6 +633,7 @@ class Error(Exception):
     def __init__(
         self, message: str, status: "Optional[int]" = None, body: "Optional[str]" = None, url: "Optional[str]" = None,
     ) -> None:
+        message = "".join(char if char.isprintable() else "?" for char in " ".join(message.split()))
         super().__init__(message)
         self.message, self.status, self.body, self.url = message, status, body, url
 
@@ -558,32 +725,44 @@ def complete(document: "Any") -> "Dict[str, Any]":
     Fields that it lacks are empty; fields that no table knows are kept. Raises ValueError, naming the
     path, where a value has the wrong shape.
     """
-    known = _template(NEWEST)
-    return dict(_project(document, known, known, "instance"))
+    known = template(NEWEST)
+    try:
+        completed = dict(_project(document, known, known, "instance"))
+        format_json(completed).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("instance holds text that is not Unicode: %s" % error) from None
+    except RecursionError:
+        raise ValueError("instance is nested too deeply") from None
+    return completed
 
 
 def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "Dict[str, Any]":
     """Return ``document`` as an api-version shows it: without the fields that came later, in
     alphabetical order, and with ``extended`` only where it was asked for."""
-    known = _template(NEWEST)
+    known = template(NEWEST)
     if version == PREVIEW:
         document, known = _rename(document), _rename(known)
-    seen = dict(_project(document, _template(version), known, "instance"))
+    seen = dict(_project(document, template(version), known, "instance"))
     if not extended:
         seen.pop("extended", None)
     return seen
 
 
 @functools.lru_cache(maxsize=None)
-def _template(version: str) -> "Dict[str, Any]":
-    """The empty document of an api-version: all the fields it knows, with "" or [one empty item]."""
+def template(version: str) -> "Dict[str, Any]":
+    """The empty instance document of an api-version: all the fields it knows, with "" or [one empty item]."""
     if version == PREVIEW:
         return _fields(VERSIONS[PREVIEW])
-    template = {}  # type: Dict[str, Any]
-    for since, text in VERSIONS.items():
-        if PREVIEW < since <= version:
-            _add(template, _fields(text))
-    return template
+    return _fields_until(version, {since: text for since, text in VERSIONS.items() if since != PREVIEW})
+
+
+def _fields_until(version: str, table: "Mapping[str, str]") -> "Dict[str, Any]":
+    """All the fields that a table of versions has at ``version``."""
+    fields = {}  # type: Dict[str, Any]
+    for since, text in table.items():
+        if since <= version:
+            _add(fields, _fields(text))
+    return fields
 
 
 def _fields(text: str) -> "Dict[str, Any]":
@@ -675,7 +854,9 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
 def assign(document: "Dict[str, Any]", name: str, text: str) -> None:
     """Set the value called ``name`` ("compute.vmSize", "network.interface.0.macAddress") of a complete
     document; an object or a list is given as JSON. Raises ValueError for a name that is not there."""
-    path = name.replace(".", "/")
+    path = name.replace(".", "/").strip("/")
+    if not path:
+        raise ValueError("which value is to be set to %r?" % text)
     parent, _, last = path.rpartition("/")
     try:
         old = resolve(document, path)
@@ -694,6 +875,274 @@ def assign(document: "Dict[str, Any]", name: str, text: str) -> None:
     node[int(last) if isinstance(node, list) else last] = value
 
 
+# --- whole VMs: what more than the instance document a file may hold
+
+PARTS = ("instance", "scheduledevents", "identity", "loadbalancer", "attested")
+
+
+def split_document(document: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """The parts of a document: of a whole VM, or of one that is an instance document only. A part that is
+    not there is None, an instance {}. Raises ValueError."""
+    if not isinstance(document, dict):
+        raise ValueError("instance must be an object, not " + _kind(document))
+    parts = dict.fromkeys(PARTS)  # type: Dict[str, Any]
+    parts.update(document if "instance" in document else {"instance": document})
+    unknown = sorted(set(parts).difference(PARTS))
+    if unknown:
+        raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
+    for name in PARTS[1:]:
+        if not isinstance(parts[name], (dict, type(None))):
+            raise ValueError("%s must be an object, not %s" % (name, _kind(parts[name])))
+    return parts
+
+
+def balance(
+    document: "Optional[Mapping[str, Any]]", instance: "Mapping[str, Any]", wanted: bool,
+) -> "Optional[Dict[str, Any]]":
+    """The load balancer's document in the order of the wire: the one given; or, where one is ``wanted``,
+    a public one before the first address of the VM."""
+    if document is None and not wanted:
+        return None
+    if document is None:
+        addresses = [address for interface in instance["network"]["interface"]
+                     for address in interface["ipv4"]["ipAddress"]]
+        private = addresses[0]["privateIpAddress"] if addresses else "10.0.0.4"
+        document = {
+            "publicIpAddresses": [{"frontendIpAddress": "203.0.113.10", "privateIpAddress": private}],
+            "inboundRules": [{"frontendIpAddress": "203.0.113.10", "protocol": "tcp", "frontendPort": 443,
+                              "backendPort": 8443, "privateIpAddress": private}],
+            "outboundRules": [{"frontendIpAddress": "203.0.113.10", "privateIpAddress": private}],
+        }
+    document = document.get("loadbalancer", document)
+    result = {}
+    for name, fields in LOAD_BALANCER.items():
+        rules = document.get(name, [])
+        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+            raise ValueError("loadbalancer.%s must be a list of objects" % name)
+        result[name] = [dict([(field, rule[field]) for field in fields if field in rule]
+                             + [item for item in rule.items() if item[0] not in fields]) for rule in rules]
+    result.update((name, more) for name, more in document.items() if name not in result)
+    return result
+
+
+def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """Return a whole VM with stand-ins of the same form for what says whose it is: the same one for the
+    same value, wherever it stands. The attested document is left out: its signature can't be redacted."""
+    numbers, given = {}, set()  # type: Dict[Tuple[str, str], int], set[str]
+
+    def stand_in(kind: str, value: str) -> str:
+        form = STAND_INS[kind]
+        if not value or "%" not in form:
+            return value and form
+        same_kind = [number for (other, _), number in numbers.items() if other == kind]
+        return form % numbers.setdefault((kind, value.lower()), len(same_kind) + 1)
+
+    def name(value: str) -> str:
+        """web_1, web000001 and web_OsDisk_1 keep what comes after web."""
+        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?\d*_\d+(?:_[0-9a-f]{32})?|\d{6})$", value, re.I)
+        return stand_in("name", found.group(1)) + found.group(2) if found else stand_in("name", value)
+
+    def anywhere(value: str) -> str:
+        if value.lower().startswith("/subscriptions/"):  # and then type, name, type, name; "providers" has no name
+            words = value.split("/")
+            for at in [4] + list(range(8, len(words), 2)):
+                if at < len(words) and not words[at].isdecimal():
+                    words[at] = name(words[at])
+            value = "/".join(words)
+        for pattern, kind in (
+            (r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", "guid"),
+            (r"\b(?:10|127|169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}\b(?!\.\d)", "ipv4-private"),
+            (r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "ipv4-public"),
+            (r"(?<![0-9a-f:])(?:[0-9a-f]{1,4}:){2,7}(?::?[0-9a-f]{1,4})(?::[0-9a-f]{1,4})*(?![0-9a-f:])", "ipv6"),
+        ):
+            value = re.sub(pattern, functools.partial(found_stand_in, kind), value, flags=re.I)
+        return value
+
+    def found_stand_in(kind: str, found: "Any") -> str:
+        old = found.group()
+        if old in given:  # by the pattern before
+            return old
+        new = stand_in(kind, old)
+        given.add(new)
+        return new.upper() if old.isupper() else new
+
+    def clean(node: "Any", path: str) -> "Any":
+        if isinstance(node, dict):
+            return {key: clean(child, path + "." + key if path else key) for key, child in node.items()}
+        if isinstance(node, list):
+            return [clean(child, path) for child in node]
+        kind = REDACTED.get(path)
+        if not isinstance(node, str) or not node:
+            return node
+        if kind == "name":
+            return name(node)
+        if kind == "home":
+            return re.sub("(?<=/home/)[^/]+", lambda found: name(found.group()), node)
+        if kind == "tags":
+            pairs = [pair.partition(":") for pair in node.split(";")]
+            return ";".join(stand_in("tag", tag) + colon + stand_in("value", value) for tag, colon, value in pairs)
+        return stand_in(kind, node) if kind else anywhere(node)
+
+    return dict(clean({part: vm[part] for part in PARTS if part in vm and part != "attested"}, ""))
+
+
+def diff(before: "Any", after: "Any", path: str = "") -> "Iterator[Tuple[str, Any, Any]]":
+    """Yield (path, value before, value after) for each place where two documents differ; a value that is
+    not there is None."""
+    if isinstance(before, list) and isinstance(after, list):
+        before, after = ({str(index): item for index, item in enumerate(items)} for items in (before, after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(set(before).union(after)):
+            yield from diff(before.get(name), after.get(name), path + "/" + name if path else name)
+    elif before != after:
+        yield path, before, after
+
+
+# --- signatures: RSA and DER, as much as a token and an attested document need
+
+def sign(content: bytes) -> bytes:
+    """Sign with the test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
+    import hashlib
+
+    exponent, (p, q) = _private_exponent(), TEST_KEY_PRIMES
+    digest = _der(0x30, _algorithm("2.16.840.1.101.3.4.2.1"), _der(0x04, hashlib.sha256(content).digest()))
+    padded = b"\0\1" + b"\xff" * (253 - len(digest)) + b"\0" + digest  # 256 bytes
+    number = int.from_bytes(padded, "big")  # one power for each prime is faster than one for their product
+    by_p, by_q = pow(number % p, exponent % (p - 1), p), pow(number % q, exponent % (q - 1), q)
+    return (by_q + (by_p - by_q) * pow(q, p - 2, p) % p * q).to_bytes(256, "big")
+
+
+@functools.lru_cache(maxsize=None)
+def _private_exponent() -> int:
+    totient = (TEST_KEY_PRIMES[0] - 1) * (TEST_KEY_PRIMES[1] - 1)
+    return (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537, for 65537 is a prime
+
+
+def certificate(name: str, names: "Sequence[str]", issuer: str, start: float, end: float) -> bytes:
+    """An X.509 certificate, DER, of the test key: for ``name`` and the DNS ``names``, or, without them,
+    of an authority. Times in seconds since 1970."""
+    import hashlib
+
+    if names:
+        constraints = _der(0x30)
+        more = [
+            _extension("2.5.29.15", _der(0x03, b"\x05\xa0")),  # digitalSignature, keyEncipherment
+            # serverAuth and clientAuth as observed; emailProtection, for openssl takes nothing else for CMS
+            _extension("2.5.29.37", _der(0x30, *[_oid("1.3.6.1.5.5.7.3.%d" % use) for use in (1, 2, 4)])),
+            _extension("2.5.29.17", _der(0x30, *[_der(0x82, each.encode()) for each in names])),
+        ]
+    else:
+        constraints = _der(0x30, _der(0x01, b"\xff"))
+        more = [_extension("2.5.29.15", _der(0x03, b"\x01\x06"))]  # keyCertSign, cRLSign
+    key = _der(0x30, _integer(TEST_KEY_PRIMES[0] * TEST_KEY_PRIMES[1]), _integer(65537))
+    key_id = hashlib.sha256(key).digest()[:20]
+    more += [_extension("2.5.29.14", _der(0x04, key_id)), _extension("2.5.29.35", _der(0x30, _der(0x80, key_id)))]
+    to_be_signed = _der(
+        0x30, _der(0xa0, _integer(2)), _integer(_serial(name, start)), _algorithm(SHA256_WITH_RSA), _name(issuer),
+        _der(0x30, _time(start), _time(end)), _name(name),
+        _der(0x30, _algorithm(RSA), _der(0x03, b"\0" + key)),
+        _der(0xa3, _der(0x30, _extension("2.5.29.19", constraints, critical=True), *more)))
+    return _der(0x30, to_be_signed, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(to_be_signed)))
+
+
+@functools.lru_cache(maxsize=None)
+def test_ca() -> str:
+    """The certificate of the authority behind the emulator's attested documents, as PEM."""
+    import base64
+
+    from_2020, to_2049 = 1577836800, 2493072000
+    text = base64.b64encode(certificate(TEST_CA_NAME, (), TEST_CA_NAME, from_2020, to_2049)).decode()
+    lines = [text[at:at + 64] for at in range(0, len(text), 64)]
+    return "\n".join(["-----BEGIN CERTIFICATE-----"] + lines + ["-----END CERTIFICATE-----", ""])
+
+
+def signed_data(content: bytes, signature: bytes, signer: bytes, name: str, issuer: str, start: float) -> bytes:
+    """PKCS#7 SignedData, DER, as the service was seen to write it: the content inside, no signed
+    attributes, sha256WithRSAEncryption as the digest's algorithm, and only the signer's certificate."""
+    info = _der(0x30, _integer(1), _der(0x30, _name(issuer), _integer(_serial(name, start))),
+                _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(0x04, signature))
+    return _der(0x30, _oid("1.2.840.113549.1.7.2"), _der(0xa0, _der(
+        0x30, _integer(1), _der(0x31, _algorithm(SHA256_WITH_RSA)),
+        _der(0x30, _oid("1.2.840.113549.1.7.1"), _der(0xa0, _der(0x04, content))),
+        _der(0xa0, signer), _der(0x31, info))))
+
+
+def signed_content(data: bytes) -> bytes:
+    """The content of a PKCS#7 SignedData. Its signature is not looked at. Raises ValueError."""
+    try:
+        content_info = _children(_children(data)[0][1])
+        signed = _children(_children(content_info[1][1])[0][1])
+        wrapped = _children(_children(signed[2][1])[1][1])
+        return wrapped[0][1]
+    except (IndexError, ValueError):
+        raise ValueError("not a PKCS#7 SignedData") from None
+
+
+SHA256_WITH_RSA, RSA = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1"
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    size = len(content)
+    if size < 128:
+        return bytes([tag, size]) + content
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, 128 | len(octets)]) + octets + content
+
+
+def _children(data: bytes) -> "List[Tuple[int, bytes]]":
+    """The elements that stand one after another in DER: their tags and contents."""
+    elements, at = [], 0
+    while at < len(data):
+        tag, size, at = data[at], data[at + 1], at + 2
+        if size >= 128:
+            octets = size & 127
+            size, at = int.from_bytes(data[at:at + octets], "big"), at + octets
+        if at + size > len(data):
+            raise ValueError("cut off")
+        elements.append((tag, data[at:at + size]))
+        at += size
+    return elements
+
+
+def _integer(number: int) -> bytes:
+    return _der(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _oid(dotted: str) -> bytes:
+    first, second, *rest = [int(part) for part in dotted.split(".")]
+    octets = bytearray([first * 40 + second])
+    for number in rest:
+        groups = [number & 127]
+        while number > 127:
+            number >>= 7
+            groups.append(number & 127 | 128)
+        octets += bytes(reversed(groups))
+    return _der(0x06, bytes(octets))
+
+
+def _algorithm(dotted: str) -> bytes:
+    return _der(0x30, _oid(dotted), _der(0x05))
+
+
+def _name(common_name: str) -> bytes:
+    return _der(0x30, _der(0x31, _der(0x30, _oid("2.5.4.3"), _der(0x0c, common_name.encode()))))
+
+
+def _time(seconds: float) -> bytes:
+    return _der(0x17, time.strftime("%y%m%d%H%M%SZ", time.gmtime(seconds)).encode())
+
+
+def _serial(name: str, start: float) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(b"%s %d" % (name.encode(), start)).digest()[:15], "big") | 1
+
+
+def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
+    return _der(0x30, _oid(dotted), _der(0x01, b"\xff") if critical else b"", _der(0x04, value))
+
+
 # ==================================================================================================
 # Room 3: service
 #
@@ -709,17 +1158,17 @@ Request = collections.namedtuple("Request", "verb target headers body")
 Response = collections.namedtuple("Response", "status headers body note")
 
 # A target taken apart. path: its names; endpoint: the row of ENDPOINTS they begin with, or None;
-# query: dict; problem: the row of REFUSALS that the target itself deserves, or None.
-Target = collections.namedtuple("Target", "path endpoint query problem")
+# query: dict; problem: the row of REFUSALS that the target itself deserves, or None; page: what it
+# shows of an instance document, the same for targets that show the same.
+Target = collections.namedtuple("Target", "path endpoint query problem page")
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def parse_target(target: str) -> "Target":
     """Take a request's target apart: percent-decoded once, without doubled slashes and dots, so that
     ".." never leaves the tree."""
-    if target[:7].lower() == "http://":  # the form for proxies, which every server has to accept
-        target = "/" + target[7:].partition("/")[2]
-    raw_path, _, raw_query = target.partition("?")
+    # Servers have to accept the form for proxies, too: http://HOST/PATH.
+    raw_path, _, raw_query = re.sub("^http://[^/?]*", "", target, flags=re.I).partition("?")
     names, query, problem = [], {}, None  # type: List[str], Dict[str, str], Optional[str]
     try:
         for name in _decode(raw_path).split("/"):
@@ -732,10 +1181,11 @@ def parse_target(target: str) -> "Target":
             problem = "duplicate" if name in query else problem
             query[name] = value
     except ValueError:
-        names, problem = names or ["metadata"], "target"
+        names, problem = names or list(filter(None, raw_path.split("/"))), "target"
     below = "/".join(names[1:]) + "/"
     endpoint = next((known for known in ENDPOINTS if below.startswith(known + "/")), None)
-    return Target(tuple(names), endpoint if names[:1] == ["metadata"] else None, query, problem)
+    page = query.get("api-version"), query.get("extended", "").lower() == "true", tuple(names), query.get("format")
+    return Target(tuple(names), endpoint if names[:1] == ["metadata"] else None, query, problem, page)
 
 
 def _decode(text: str) -> str:
@@ -746,11 +1196,38 @@ def _decode(text: str) -> str:
 
 
 class _Refusal(Exception):
-    """A row of REFUSALS that applies."""
+    """A row of REFUSALS that applies; ``value`` is what its body speaks of."""
 
-    def __init__(self, rule: str) -> None:
+    def __init__(self, rule: str, value: str = "") -> None:
         super().__init__(rule)
-        self.rule = rule
+        self.rule, self.value = rule, value
+
+
+class Clock:
+    """The time of an emulator, in seconds since 1970: ``clock()``. It follows ``source``, ``scale`` times
+    as fast, until it is told otherwise."""
+
+    def __init__(self, source: "Callable[[], float]", scale: float = 1) -> None:
+        self._source, self._scale = source, scale
+        self._seen = self._time = source()
+
+    def __call__(self) -> float:
+        return self._time + (self._source() - self._seen) * self._scale
+
+    def advance(self, seconds: float) -> None:
+        """Go forward by so many seconds, at once."""
+        self._time += seconds
+
+    def freeze(self) -> None:
+        """Stand still; only ``advance`` goes on."""
+        self._run(0)
+
+    def resume(self, scale: float = 1) -> None:
+        """Run again, ``scale`` times as fast as real time."""
+        self._run(scale)
+
+    def _run(self, scale: float) -> None:
+        self._time, self._seen, self._scale = self(), self._source(), scale
 
 
 class _Bucket:
@@ -761,7 +1238,7 @@ class _Bucket:
         self.tokens, self.when = self.size, now
 
     def take(self, now: float) -> bool:
-        self.tokens = min(self.size, self.tokens + (now - self.when) * self.rate)
+        self.tokens = min(self.size, self.tokens + max(0, now - self.when) * self.rate)
         self.when = now
         if self.tokens < 1:
             return False
@@ -769,25 +1246,142 @@ class _Bucket:
         return True
 
 
+class _Event:
+    """A scheduled event. Times in seconds since 1970; ``started`` is None until it has."""
+
+    def __init__(
+        self, event_id: str, kind: str, resources: "List[str]", source: str, description: str, duration: int,
+        not_before: float, lasts: float, cancelled: float = float("inf"), started: "Optional[float]" = None,
+    ) -> None:
+        self.id, self.kind, self.resources, self.source = event_id, kind, resources, source
+        self.description, self.duration, self.not_before = description, duration, not_before
+        self.lasts, self.cancelled, self.started = lasts, cancelled, started
+
+    def next_change(self) -> float:
+        return min(self.not_before, self.cancelled) if self.started is None else self.started + self.lasts
+
+    def fields(self) -> "Dict[str, Any]":
+        return {
+            "EventId": self.id, "EventStatus": "Scheduled" if self.started is None else "Started",
+            "EventType": self.kind, "ResourceType": "VirtualMachine", "Resources": self.resources,
+            "NotBefore": _http_date(self.not_before) if self.started is None else "",
+            "Description": self.description, "EventSource": self.source, "DurationInSeconds": self.duration,
+        }
+
+
+class _Events:
+    """The list of scheduled events: Scheduled, then Started by approval or when NotBefore comes, then gone.
+    Each change of the list makes a new incarnation."""
+
+    def __init__(self, document: "Mapping[str, Any]", now: float) -> None:
+        self.incarnation, self.events = document.get("DocumentIncarnation", 1), []  # type: Any, List[_Event]
+        if not isinstance(self.incarnation, int) or not isinstance(document.get("Events", []), list):
+            raise ValueError("scheduledevents must have a DocumentIncarnation, a number, and a list of Events")
+        for fields in document.get("Events", []):
+            kind, resources = fields.get("EventType"), fields.get("Resources", [])
+            started = now if fields.get("EventStatus") == "Started" else None
+            not_before = parse_time(fields.get("NotBefore") or "") or now
+            self.events.append(_Event(
+                str(fields.get("EventId", "")), _known(str(kind), EVENT_TYPES, "EventType"), list(map(str, resources)),
+                fields.get("EventSource", "Platform"), fields.get("Description", ""),
+                int(fields.get("DurationInSeconds", -1)), not_before, _lasts(kind), started=started))
+
+    def settle(self, now: float) -> None:
+        """Let everything happen that is due, each moment in its turn."""
+        while self.events:
+            due = min(event.next_change() for event in self.events)
+            if due > now:
+                return
+            for event in [event for event in self.events if event.next_change() == due]:
+                if event.started is None and event.not_before == due:
+                    event.started = due
+                else:
+                    self.events.remove(event)
+            self.incarnation += 1
+
+    def add(self, event: "_Event") -> None:
+        self.events.append(event)
+        self.incarnation += 1
+
+    def find(self, event_id: str) -> "Optional[_Event]":
+        return next((event for event in self.events if event.id.upper() == event_id.upper()), None)
+
+    def cancel(self, event_id: str) -> None:
+        event = self.find(event_id)
+        if event is None:
+            raise ValueError("there is no event %r" % event_id)
+        self.events.remove(event)
+        self.incarnation += 1
+
+    def approve(self, event_ids: "Iterable[str]", now: float) -> None:
+        waiting = [event for event in map(self.find, event_ids) if event and event.started is None]
+        for event in waiting:
+            event.started = now
+        self.incarnation += bool(waiting)
+
+    def document(self, version: str, single: bool) -> "Dict[str, Any]":
+        """The list as a version shows it; ``single``: the VM belongs to no scale set."""
+        names = [name for since, added in EVENT_VERSIONS.items() if since <= version for name in added.split()]
+        shown = [event.fields() for event in self.events if EVENT_TYPES[event.kind][0] <= version]
+        for fields in shown:
+            if version == PREVIEW and single:
+                fields["Resources"] = ["_" + name for name in fields["Resources"]]
+        return {"DocumentIncarnation": self.incarnation,
+                "Events": [{name: fields[name] for name in names} for fields in shown]}
+
+
+def _lasts(kind: str) -> float:
+    return STARTED_SECONDS.get(kind, OTHER_STARTED_SECONDS)
+
+
+def parse_time(text: str) -> "Optional[float]":
+    """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
+    an empty one. Raises ValueError."""
+    import calendar
+    import email.utils
+
+    if not text:
+        return None
+    parsed = email.utils.parsedate_tz(text)
+    if parsed:
+        return email.utils.mktime_tz(parsed)
+    return calendar.timegm(time.strptime(text[:19].rstrip("Z"), "%Y-%m-%dT%H:%M:%S"))
+
+
+def _http_date(seconds: float) -> str:
+    from email.utils import formatdate
+
+    return formatdate(int(seconds), usegmt=True)
+
+
+def guid(*words: str) -> str:
+    """A GUID made of ``words``, the same each time."""
+    import uuid
+
+    return str(uuid.uuid5(uuid.UUID(DEFAULT_TENANT), "/".join(words)))
+
+
 class Service:
     """The service of one VM. ``clock`` returns the time in seconds since 1970; the rest is as for
     Emulator. Raises ValueError for a value that can't be served."""
 
     def __init__(
-        self, clock: "Callable[[], float]", instance: "Optional[Dict[str, Any]]" = None, profile: str = "linux",
+        self, clock: "Callable[[], float]", instance: "Optional[Mapping[str, Any]]" = None, profile: str = "linux",
         cloud: "Optional[str]" = None, versions: "Optional[Iterable[str]]" = None, as_of: "Optional[str]" = None,
-        rate_limit: "Optional[float]" = None,
+        rate_limit: "Optional[float]" = None, identities: "Optional[Iterable[str]]" = None,
+        load_balancer: bool = False, attested_flaw: "Optional[str]" = None,
     ) -> None:
         if as_of not in (None, "2018"):
             raise ValueError("as_of must be '2018' or nothing, not %r" % as_of)
-        self.in_2018 = as_of == "2018"
-        self.clock = clock
-        self.instance = complete(VMS[_known(profile, VMS, "profile")] if instance is None else instance)
+        self.in_2018, self.clock, now = as_of == "2018", clock, clock()
+        parts = split_document(VMS[_known(profile, VMS, "profile")] if instance is None else instance)
+        self.instance = complete(parts["instance"])
         if cloud is not None:
             self.instance["compute"]["azEnvironment"] = _known(cloud, CLOUDS, "cloud")
         served = tuple(VERSIONS)  # type: Sequence[str]
         if self.in_2018:
-            served = CLOUDS.get(self.instance["compute"]["azEnvironment"], CLOUDS["AzurePublicCloud"])
+            served = self._cloud()[1]
+        self.event_versions = [version for version in EVENT_VERSIONS if not self.in_2018 or version <= served[-1]]
         if versions is not None:
             chosen = [_known(version, served, "api-version") for version in versions]
             served = [version for version in served if version in chosen]
@@ -798,98 +1392,329 @@ class Service:
             rate_limit = RATE_LIMIT if self.in_2018 else 0
         if not 0 <= rate_limit < 1e9:
             raise ValueError("rate_limit must be 0 (off) or more requests a second, not %r" % rate_limit)
-        self._bucket = _Bucket(rate_limit, clock()) if rate_limit else None
+        self._bucket = _Bucket(rate_limit, now) if rate_limit else None
+        self._identity_bucket = _Bucket(IDENTITY_RATE_LIMIT, now) if rate_limit else None
+        self._identity_requests = 0  # in this turn
+        self.events = _Events(parts["scheduledevents"] or {}, now)
+        self.load_balancer = balance(parts["loadbalancer"], self.instance, load_balancer)
+        self.attested_flaw = attested_flaw and _known(attested_flaw, FLAWS, "flaw")
+        self._recorded = parts["attested"]  # type: Optional[Dict[str, str]]
+        self.tenant = (parts["identity"] or {}).get("tenantId") or DEFAULT_TENANT
+        self.identities = [dict(each) for each in (parts["identity"] or {}).get("identities", [])]
+        if identities is not None or "identities" not in (parts["identity"] or {}):
+            self.identities = [self.identity(each) for each in (["system"] if identities is None else identities)]
+        self._tokens = {}  # type: Dict[Tuple[str, str], Tuple[float, str]]
         self._views = {}  # type: Dict[Tuple[str, bool], Dict[str, Any]]
-        self._pages = {}  # type: Dict[str, Tuple[str, bytes]]
-        self._date = (0, "")
-        self._request_ids = ("%08x-0000-4000-8000-%012x" % (int(clock()), n) for n in itertools.count(1))
+        self._pages = {}  # type: Dict[Tuple[Any, ...], Tuple[str, bytes]]
+        self._date = None, ""  # type: Tuple[Optional[int], str]
+        self._request_ids = ("%08x-0000-4000-8000-%012x" % (int(now), n) for n in itertools.count(1))
+
+    # --- what a test may do to the VM
 
     def update(self, patch: "Mapping[str, Any]") -> None:
         """Change the running VM by a JSON merge patch (RFC 7386) of its instance document."""
         self.instance = complete(merge_patch(self.instance, patch))
         self._views, self._pages = {}, {}
 
+    def schedule(
+        self, kind: str, resources: "Optional[Iterable[str]]" = None, not_before: "Optional[float]" = None,
+        duration: "Optional[int]" = None, source: str = "Platform", description: "Optional[str]" = None,
+        lasts: "Optional[float]" = None, cancelled_after: float = float("inf"),
+    ) -> str:
+        """Schedule an event and return its EventId: see Emulator.schedule."""
+        now = self.clock()
+        _, notice, default_duration, descriptions = EVENT_TYPES[_known(kind, EVENT_TYPES, "EventType")]
+        _known(source, ("Platform", "User"), "EventSource")
+        if not_before is None:
+            not_before = notice
+        event_id = guid(self.instance["compute"]["vmId"], str(now), str(self.events.incarnation)).upper()
+        self.events.settle(now)
+        self.events.add(_Event(
+            event_id, kind, [self.instance["compute"]["name"]] if resources is None else list(resources), source,
+            descriptions.get(source, "") if description is None else description,
+            default_duration if duration is None else duration,
+            not_before if not_before > 1e8 else now + not_before, _lasts(kind) if lasts is None else lasts,
+            now + cancelled_after))
+        return event_id
+
+    def play(self, scenario: str) -> str:
+        """Schedule the event of one of SCENARIOS and return its EventId."""
+        kind, source, description, notice, lasts, cancelled = SCENARIOS[_known(scenario, SCENARIOS, "scenario")]
+        return self.schedule(kind, not_before=notice, source=source, description=description, lasts=lasts,
+                             cancelled_after=float("inf") if cancelled is None else cancelled)
+
+    def cancel(self, event_id: str) -> None:
+        """Take an event off the list. Raises ValueError where there is none."""
+        self.events.settle(self.clock())
+        self.events.cancel(event_id)
+
+    def identity(self, spec: str) -> "Dict[str, str]":
+        """The identity called "system" or "user:NAME", its ids made from the VM's."""
+        compute, (kind, _, name) = self.instance["compute"], spec.partition(":")
+        if spec != "system" and (kind != "user" or not name):
+            raise ValueError("an identity is 'system' or 'user:NAME', not %r" % spec)
+        resource_id = compute["resourceId"] if kind == "system" else (
+            "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
+            % (compute["subscriptionId"], compute["resourceGroupName"], name))
+        return {"type": kind, "clientId": guid(compute["vmId"], spec, "client"),
+                "objectId": guid(compute["vmId"], spec, "object"), "resourceId": resource_id}
+
+    # --- requests
+
+    def new_turn(self) -> None:
+        """Say that what was asked so far has been answered: what follows did not come at the same time."""
+        self._identity_requests = 0
+
     def respond(self, request: "Request") -> "Response":
         """Answer one request."""
         try:
             return self._response(200, *self._answer(request, parse_target(request.target)))
         except _Refusal as refusal:
-            return self.refuse(refusal.rule, request)
+            return self.refuse(refusal.rule, request, refusal.value)
 
     def _answer(self, request: "Request", asked: "Target") -> "Tuple[str, bytes]":
         """The content type and body of an answer, or a _Refusal: every rule, in the order of the service."""
         path, endpoint, query, headers = asked.path, asked.endpoint, asked.query, request.headers
         inside = path[:1] == ("metadata",)
-        has_header = all(value.strip().lower() == "true" for value in headers.get("metadata", "").split(","))
+        has_header = all(value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
         if request.verb not in _verbs(endpoint):
             raise _Refusal("verb" if inside else "outside-verb")
-        if not inside:  # GET / without the header is 400: a detector relies on it
-            raise _Refusal("outside" if path or has_header else "metadata")
-        throttled = self._bucket is not None and not self._bucket.take(self.clock())  # what is refused counts, too
-        if not has_header:
-            raise _Refusal("metadata")
+        if not inside:
+            return self._outside(request, path, has_header)
+        throttled = self._is_throttled(path)  # what is refused counts, too
+        if not has_header and not (endpoint == "scheduledevents" and query.get("api-version") == PREVIEW):
+            raise _Refusal("metadata")  # but the preview of scheduled events did without
         if "x-forwarded-for" in headers:
             raise _Refusal("forwarded")
         if asked.problem:
             raise _Refusal(asked.problem)
-        if endpoint != "versions" or self.in_2018:
-            self._check_version(query.get("api-version"))
-        page = self._pages.get(request.target) or self._page(request.target, asked)  # path, then format
+        self._check_version(endpoint, query.get("api-version"))
+        started = self._to_start(request) if request.verb == "POST" and endpoint == "scheduledevents" else None
+        page = (JSON_TYPE, b"") if started is not None else self._pages.get(asked.page) or self._page(asked)
         if throttled:
             raise _Refusal("throttled-text" if page[0] == TEXT_TYPE else "throttled")
+        if started:
+            self.events.approve(started, self.clock())
         return page
 
-    def _check_version(self, version: "Optional[str]") -> None:
-        if version in self.versions:
+    def _outside(self, request: "Request", path: "Tuple[str, ...]", has_header: bool) -> "Tuple[str, bytes]":
+        """What is outside /metadata: nothing, but for what lets the emulator's signatures be checked."""
+        key_page = KEY_PAGES.get("/".join(path[-2:])) if len(path) <= 3 else None  # with the tenant before it, or not
+        if key_page and request.verb == "GET":
+            return JSON_TYPE, format_json(key_page(self, request)).encode()
+        if path == ("imds-test-ca.pem",) and request.verb == "GET":
+            return TEXT_TYPE, test_ca().encode()
+        raise _Refusal("outside" if path or has_header else "metadata")  # a detector relies on 400 for GET /
+
+    def _is_throttled(self, path: "Tuple[str, ...]") -> bool:
+        if self._bucket is None or self._identity_bucket is None:
+            return False
+        if path[1:2] != ("identity",) or self.in_2018:
+            return not self._bucket.take(self.clock())
+        self._identity_requests += 1
+        return not self._identity_bucket.take(self.clock()) or self._identity_requests > IDENTITY_AT_ONCE
+
+    def _check_version(self, endpoint: "Optional[str]", version: "Optional[str]") -> None:
+        first = ENDPOINTS[endpoint][1] if endpoint else FIRST_GA
+        if first is None:
+            return
+        if endpoint == "scheduledevents" and version:  # it has versions of its own
+            if version in self.event_versions:
+                return
+            if [len(part) for part in version.split("-") if part.isdecimal()] == [4, 2, 2]:
+                raise _Refusal("path")
+        elif version in self.versions:
+            if version < first:  # the endpoint came later
+                raise _Refusal("path")
             return
         if not self.in_2018:
             raise _Refusal("version")
         raise _Refusal("version-missing-2018" if version is None else "version-unknown-2018")
 
-    def _page(self, target: str, asked: "Target") -> "Tuple[str, bytes]":
-        """The content type and body of what a target shows, kept for as long as the document is the same."""
-        form = asked.query.get("format", "json")
-        node = self._node(asked)
-        if asked.endpoint == "versions":  # it has one form, whatever is asked for
-            form = "json"
-        if form not in ("json", "text"):
-            raise _Refusal("format")
-        if form == "json" and not isinstance(node, (dict, list)):
-            raise _Refusal("leaf")
+    def _page(self, asked: "Target") -> "Tuple[str, bytes]":
+        """The content type and body of what a target shows: first its path, then its format."""
+        endpoint, form = asked.endpoint, asked.query.get("format", "json")
+        if endpoint in ("instance", None):
+            node = self._instance(asked)
+            if form not in ("json", "text"):
+                raise _Refusal("format", form)
+            if form == "json" and not isinstance(node, (dict, list)):
+                raise _Refusal("leaf")
+        elif "/".join(asked.path[1:]) in PAGES:
+            if form != "json" and endpoint != "versions":  # which has one form, whatever is asked for
+                raise _Refusal("format", form)
+            node, form = PAGES[endpoint](self, asked.query), "json"
+        else:
+            raise _Refusal("path")
         page = (TEXT_TYPE, format_text(node).encode()) if form == "text" else (JSON_TYPE, format_json(node).encode())
-        if len(self._pages) >= 1000:  # targets can be made up without end
-            self._pages.clear()
-        self._pages[target] = page
+        if endpoint == "instance":  # it stays as it is until the document changes
+            self._pages[asked.page] = page
         return page
 
-    def _node(self, asked: "Target") -> "Any":
-        """The node that a target names."""
-        path, query = asked.path[1:], asked.query
-        if asked.endpoint == "instance":
-            key = query["api-version"], query.get("extended", "").lower() == "true"
-            if key not in self._views:
-                self._views[key] = view(self.instance, *key)
-            try:
-                return find(self._views[key], path[1:])
-            except KeyError:
-                raise _Refusal("path") from None
-        if path == ("versions",) and not self.in_2018:
-            return {"apiVersions": self.versions}
-        if path == () and query.get("format", "json") != "json":  # /metadata has a listing, but no document
-            return {"instance": {}}
-        raise _Refusal("path")
+    # --- pages
 
-    def refuse(self, rule: str, request: "Optional[Request]" = None) -> "Response":
+    def _instance(self, asked: "Target") -> "Any":
+        query = asked.query
+        if asked.endpoint is None:
+            if asked.path[1:] or query.get("format", "json") == "json":
+                raise _Refusal("path")  # /metadata has a listing, but no document
+            firsts = {name.partition("/")[0]: first for name, (_, first) in ENDPOINTS.items() if first}
+            return {name: {} for name, first in firsts.items() if first <= query["api-version"]}
+        key = asked.page[:2]
+        if key not in self._views:
+            self._views[key] = view(self.instance, *key)
+        try:
+            return find(self._views[key], asked.path[2:])
+        except KeyError:
+            raise _Refusal("path") from None
+
+    def _versions(self, query: "Mapping[str, str]") -> "Any":
+        if self.in_2018:
+            raise _Refusal("path")
+        return {"apiVersions": self.versions}
+
+    def _scheduled_events(self, query: "Mapping[str, str]") -> "Any":
+        self.events.settle(self.clock())
+        return self.events.document(query["api-version"], not self.instance["compute"]["vmScaleSetName"])
+
+    def _to_start(self, request: "Request") -> "List[str]":
+        """The EventIds that a POST approves; a payload with anything else in it changes nothing."""
+        self.events.settle(self.clock())
+        try:
+            event_ids = [each["EventId"] for each in json.loads(request.body.decode())["StartRequests"]]
+            if all(self.events.find(event_id) for event_id in event_ids):
+                return event_ids
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass
+        raise _Refusal("events")
+
+    def _load_balancer(self, query: "Mapping[str, str]") -> "Any":
+        if self.load_balancer is None:
+            raise _Refusal("no-load-balancer")
+        return {"loadbalancer": self.load_balancer}
+
+    def _identity_info(self, query: "Mapping[str, str]") -> "Any":
+        return {"tenantId": self.tenant}
+
+    def _token(self, query: "Mapping[str, str]") -> "Any":
+        resource, now = query.get("resource"), self.clock()
+        if not resource:
+            raise _Refusal("no-resource")
+        identity = self._selected(query)
+        if not (":" in resource or len(resource) == 36 and resource.count("-") == 4):  # a URI, or an application's GUID
+            raise _Refusal("bad-resource", resource)
+        key = identity["clientId"], resource
+        issued, token = self._tokens.get(key, (0, ""))
+        if now > issued + TOKEN_SECONDS - TOKEN_RENEWED or query.get("bypass_cache", "").lower() == "true":
+            issued = int(now)
+            token = self._signed_token(identity, resource, issued)
+            if len(self._tokens) >= 1000:  # resources can be made up without end
+                self._tokens.clear()
+            self._tokens[key] = issued, token
+        return {
+            "access_token": token, "client_id": identity["clientId"],
+            "expires_in": str(int(issued + TOKEN_SECONDS - now)), "expires_on": str(issued + TOKEN_SECONDS),
+            "ext_expires_in": str(TOKEN_SECONDS - 1), "not_before": str(issued - TOKEN_BACKDATED),
+            "resource": resource, "token_type": "Bearer",
+        }
+
+    def _selected(self, query: "Mapping[str, str]") -> "Dict[str, str]":
+        """The identity that a request is for."""
+        selectors = [(field, query[name].lower()) for name, field in SELECTORS.items() if query.get(name)]
+        if len(selectors) > 1:
+            raise _Refusal("several-selectors")
+        if selectors:
+            field, value = selectors[0]
+            found = [identity for identity in self.identities if identity.get(field, "").lower() == value]
+        else:
+            found = [identity for identity in self.identities if identity.get("type") == "system"] or self.identities
+        if len(found) > 1:
+            raise _Refusal("several-identities")
+        if not found:
+            raise _Refusal("no-identity")
+        return found[0]
+
+    def _signed_token(self, identity: "Mapping[str, str]", resource: str, issued: int) -> str:
+        """A JWT (RFC 7519), signed with RS256."""
+        claims = {
+            "aud": resource, "iss": self._issuer(), "iat": issued, "nbf": issued - TOKEN_BACKDATED,
+            "exp": issued + TOKEN_SECONDS, "appid": identity["clientId"], "appidacr": "2", "idp": self._issuer(),
+            "idtyp": "app", "oid": identity["objectId"], "sub": identity["objectId"], "tid": self.tenant,
+            "ver": "1.0", "xms_mirid": identity["resourceId"],
+        }
+        parts = [_base64url(format_json(part).encode())
+                 for part in ({"typ": "JWT", "alg": "RS256", "kid": TEST_KEY_ID}, claims)]
+        return ".".join(parts + [_base64url(sign(".".join(parts).encode()))])
+
+    def _issuer(self) -> str:
+        return "https://sts.windows.net/%s/" % self.tenant
+
+    def _key_set(self, request: "Request") -> "Any":
+        modulus = TEST_KEY_PRIMES[0] * TEST_KEY_PRIMES[1]
+        return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "e": "AQAB",
+                          "n": _base64url(modulus.to_bytes(256, "big"))}]}
+
+    def _open_id(self, request: "Request") -> "Any":
+        base = "http://%s/%s" % (request.headers.get("host", "localhost"), self.tenant)
+        return {"issuer": self._issuer(), "jwks_uri": base + "/discovery/keys",
+                "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
+                "response_types_supported": ["id_token"]}
+
+    def _attested(self, query: "Mapping[str, str]") -> "Any":
+        return self.attested(query["api-version"], query.get("nonce", ""), self.attested_flaw)
+
+    def attested(self, version: str = NEWEST, nonce: str = "", flaw: "Optional[str]" = None) -> "Dict[str, str]":
+        """The attested document: {"encoding": "pkcs7", "signature": base64}. ``flaw``: a key of FLAWS."""
+        import base64
+
+        if len(nonce) > MAX_NONCE:
+            raise _Refusal("nonce")
+        if self._recorded and not nonce and not flaw:
+            return self._recorded
+        compute = self.instance["compute"]
+        created = int(self.clock()) - (86400 + ATTESTED_SECONDS if flaw == "expired" else 0)
+        start = created - created % 86400 - 30 * 86400  # of the certificate: not a new one each second
+        expires = time.gmtime(created + ATTESTED_SECONDS)
+        domain = "metadata.example.com" if flaw == "domain" else self._cloud()[0]
+        stamps = [time.strftime("%m/%d/%y %H:%M:%S -0000", moment) for moment in (time.gmtime(created), expires)]
+        content = format_json(_project({
+            "licenseType": compute["licenseType"], "plan": compute["plan"], "sku": compute["sku"],
+            "nonce": "0000000000" if flaw == "nonce" else nonce or time.strftime("%Y%m%d-%H%M%S", expires),
+            "subscriptionId": compute["subscriptionId"],
+            "timeStamp": {"createdOn": stamps[0], "expiresOn": stamps[1]},
+            "vmId": guid("another", compute["vmId"]) if flaw == "vmId" else compute["vmId"],
+        }, _fields_until(version, ATTESTED_VERSIONS), _fields_until(NEWEST, ATTESTED_VERSIONS), "attested")).encode()
+        signature = sign(content)
+        if flaw == "signature":
+            content = content.replace(b'"vmId":"', b'"vmId":"0')[:-3] + b'"}'
+        issuer = "nobody's CA" if flaw == "signer" else TEST_CA_NAME
+        names = ("%s.%s" % (compute["location"].lower() or "westus", domain), domain)
+        leaf = _leaf_certificate(domain, names, issuer, start)
+        data = signed_data(content, signature, leaf, domain, issuer, start)
+        return {"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}
+
+    def _cloud(self) -> "Tuple[str, Tuple[str, ...]]":
+        return CLOUDS.get(self.instance["compute"]["azEnvironment"], CLOUDS["AzurePublicCloud"])
+
+    # --- responses
+
+    def refuse(self, rule: str, request: "Optional[Request]" = None, value: str = "") -> "Response":
         """The response of a row of REFUSALS; ``request`` is None when it could not be read."""
-        status, note, body, identity_body = REFUSALS[rule]
+        import html
+
+        status, note, body = REFUSALS[rule]
         extra = []  # type: List[Tuple[str, str]]
         if request:
             asked = parse_target(request.target)
-            if identity_body and asked.path[1:2] == ("identity",):
-                body = identity_body
+            component = asked.path[1] if asked.path[:1] == ("metadata",) and len(asked.path) > 1 else ""
+            body = DIALECTS.get(component, {}).get(rule, body)
             if status == 405:
                 extra = [("Allow", ", ".join(_verbs(asked.endpoint)))]
-            body = body.replace("$verb", request.verb).replace("$newest", format_json(self.versions[:-4:-1]))
+            escape = html.escape if body.startswith("<") else lambda word: json.dumps(word)[1:-1]
+            words = {"verb": request.verb, "path": "/" + "/".join(asked.path), "value": value, "tenant": self.tenant}
+            words = {name: escape(word) for name, word in words.items()}
+            words["newest"] = format_json(self.versions[:-4:-1])
+            body = re.sub(r"\$(\w+)", lambda found: words[found.group(1)], body)
         content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
         return self._response(status, content_type, body.encode(), note, extra)
 
@@ -898,9 +1723,7 @@ class Service:
     ) -> "Response":
         now = int(self.clock())
         if self._date[0] != now:
-            from email.utils import formatdate
-
-            self._date = now, formatdate(now, usegmt=True)
+            self._date = now, _http_date(now)
         values = {
             "Content-Type": content_type,
             "Server": IIS_SERVER if content_type in (XML_TYPE, HTML_TYPE) else IMDS_SERVER,
@@ -909,6 +1732,33 @@ class Service:
             "Content-Length": str(len(body)),
         }
         return Response(status, [(name, values[name]) for name in HEADERS[content_type]] + list(extra), body, note)
+
+
+# What answers at each endpoint but /metadata/instance; and, outside /metadata, what a validator of
+# tokens asks of the authority that signed them.
+PAGES = {
+    "attested/document": Service._attested,
+    "identity/info": Service._identity_info,
+    "identity/oauth2/token": Service._token,
+    "loadbalancer": Service._load_balancer,
+    "scheduledevents": Service._scheduled_events,
+    "versions": Service._versions,
+}
+KEY_PAGES = {
+    ".well-known/openid-configuration": Service._open_id,
+    "discovery/keys": Service._key_set,
+}
+
+
+@functools.lru_cache(maxsize=16)
+def _leaf_certificate(domain: str, names: "Tuple[str, ...]", issuer: str, start: int) -> bytes:
+    return certificate(domain, names, issuer, start, start + 330 * 86400)
+
+
+def _base64url(data: bytes) -> str:
+    import base64
+
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
@@ -937,24 +1787,24 @@ def _known(name: str, names: "Iterable[str]", kind: str) -> str:
 
 DEFAULT_PORT = 8169
 MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
-REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 1  # seconds: to send a request, between two, to read a refusal
+REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request, between two, to read a refusal
+MAX_CHUNKS = 1024  # of a body
+HEAD_END = re.compile(b"\r?\n\r?\n")  # a line feed will do, for requests typed by hand
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
 def read_head(data: bytes) -> "Optional[Tuple[Tuple[str, str, str], Dict[str, str], int]]":
     """Read the head of a request: its line (verb, target, version), its headers (names in lower case,
     repeated ones joined by commas) and its size; None while it is incomplete."""
-    end, gap = data.find(b"\r\n\r\n"), 4
-    if end < 0:  # typed by hand, perhaps
-        end, gap = data.find(b"\n\n"), 2
+    found = HEAD_END.search(data)
     line_size = data.find(b"\n") if b"\n" in data else len(data)
     if line_size > MAX_LINE + 1:
         raise _Refusal("line-size")
-    if (len(data) if end < 0 else end) - line_size > MAX_HEADERS:
+    if (found.start() if found else len(data)) - line_size > MAX_HEADERS:
         raise _Refusal("headers-size")
-    if end < 0:
+    if not found:
         return None
-    lines = data[:end].decode("latin-1").replace("\r\n", "\n").split("\n")
+    lines = data[:found.start()].decode("latin-1").replace("\r\n", "\n").split("\n")
     headers = {}  # type: Dict[str, str]
     for line in lines[1:]:
         name, colon, value = line.partition(":")
@@ -962,15 +1812,17 @@ def read_head(data: bytes) -> "Optional[Tuple[Tuple[str, str, str], Dict[str, st
             raise _Refusal("malformed")
         name, value = name.lower(), value.strip(" \t")
         headers[name] = headers[name] + "," + value if name in headers else value
-    return _read_line(lines[0]), headers, end + gap
+    return _read_line(lines[0]), headers, found.end()
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _read_line(line: str) -> "Tuple[str, str, str]":
     words = line.split(" ")
     if len(words) != 3 or not words[0] or not TOKEN.issuperset(words[0]) or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
         raise _Refusal("malformed")
-    if not words[1].lower().startswith(("/", "http://", "*")) or not all("!" <= char <= "~" for char in words[1]):
+    if not all("!" <= char <= "~" for char in words[1]):
+        raise _Refusal("malformed")
+    if words[0] != "CONNECT" and not words[1].lower().startswith(("/", "http://", "*")):
         raise _Refusal("malformed")
     return words[0], words[1], words[2]
 
@@ -984,7 +1836,7 @@ def read_body(headers: "Mapping[str, str]", data: bytes, start: int) -> "Optiona
     length = headers.get("content-length", "0")
     if not length.isdecimal():
         raise _Refusal("malformed")
-    if len(length) > 9 or int(length) > MAX_BODY:
+    if len(length) > 20 or int(length) > MAX_BODY:
         raise _Refusal("body-size")
     end = start + int(length)
     return (data[start:end], end) if len(data) >= end else None
@@ -994,8 +1846,8 @@ def _read_chunks(data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
     chunks, at, total = [], start, 0  # type: List[bytes], int, int
     while True:
         line_end = data.find(b"\r\n", at)
-        digits = data[at:line_end if line_end >= 0 else len(data)].partition(b";")[0].strip(b" \t")
-        if len(digits) > 8 or digits.strip(b"0123456789abcdefABCDEF"):
+        digits = data[at:line_end if line_end >= 0 else len(data)].partition(b";")[0].strip(b" \t\r")
+        if len(digits) > 20 or digits.strip(b"0123456789abcdefABCDEF"):
             raise _Refusal("malformed")
         if line_end < 0:
             break
@@ -1009,13 +1861,13 @@ def _read_chunks(data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
                 return b"".join(chunks), end + 4
             break
         at, chunk_end = line_end + 2, line_end + 2 + size
-        if total > MAX_BODY or len(data) < chunk_end + 2:
+        if total > MAX_BODY or len(chunks) > MAX_CHUNKS or len(data) < chunk_end + 2:
             break
         if data[chunk_end:chunk_end + 2] != b"\r\n":
             raise _Refusal("malformed")
         chunks.append(data[at:chunk_end])
         at = chunk_end + 2
-    if total > MAX_BODY or len(data) - start > MAX_BODY + MAX_LINE:
+    if total > MAX_BODY or len(chunks) > MAX_CHUNKS or len(data) - start > MAX_BODY + MAX_LINE:
         raise _Refusal("body-size")
     return None
 
@@ -1031,12 +1883,13 @@ def _write(response: "Response", with_body: bool, connection: str) -> bytes:
 
 
 class _Conversation:
-    """HTTP/1.1 with one client. ``over`` is true when the connection ends after what was returned last."""
+    """HTTP/1.1 with one client. ``over``: the connection ends after what was returned last;
+    ``continued``: the client was told to send its body."""
 
     def __init__(self, service: "Service", lock: "Any", log: "Optional[Callable[[str], None]]", peer: str) -> None:
         self._service, self._lock, self._log, self._peer = service, lock, log, peer
-        self._unread, self._continued = b"", False
-        self.over = False
+        self._unread = b""
+        self.continued = self.over = False
 
     @property
     def in_request(self) -> bool:
@@ -1065,21 +1918,26 @@ class _Conversation:
             if head is None:
                 return b""
             (verb, target, version), headers, start = head
-            if version == "HTTP/1.1" and "host" not in headers:
+            if version == "HTTP/1.1" and "host" not in headers or "," in headers.get("host", ""):
                 raise _Refusal("malformed")
             read = read_body(headers, self._unread, start)
         except _Refusal as refusal:
             return self._refuse(refusal.rule)
         if read is None:
-            if self._continued or headers.get("expect", "").lower() != "100-continue":
+            if self.continued or version == "HTTP/1.0" or headers.get("expect", "").lower() != "100-continue":
                 return b""
-            self._continued = True
+            self.continued = True
             return b"HTTP/1.1 100 Continue\r\n\r\n"
         body, end = read
-        self._unread, self._continued = self._unread[end:], False
+        self._unread, self.continued = self._unread[end:], False
+        request = Request(verb, target, headers, body)
         with self._lock:
-            response = self._service.respond(Request(verb, target, headers, body))
-        wish = headers.get("connection", "").lower()
+            try:
+                response = self._service.respond(request)
+            except Exception as error:  # one request must not end the service of all
+                response = self._service.refuse("failed", request)
+                response = response._replace(note="%s: %s: %s" % (response.note, type(error).__name__, error))
+        wish = headers.get("connection", "").lower().replace(" ", "").split(",")
         self.over = "close" in wish if version == "HTTP/1.1" else "keep-alive" not in wish
         if self._log:
             self._log_line("%s %s %s" % (verb, target, version), response)
@@ -1091,18 +1949,24 @@ class _Conversation:
             response = self._service.refuse(rule)
         if self._log:
             self._log_line(self._unread[:80].partition(b"\n")[0].decode("latin-1").rstrip("\r"), response)
+        with_body = not self._unread.startswith(b"HEAD ")
         self._unread, self.over = b"", True
-        return _write(response, True, "close")
+        return _write(response, with_body, "close")
 
     def _log_line(self, line: str, response: "Response") -> None:
         """The line of http.server's access log, with the reason of a refusal at its end."""
         line = "".join(char if char.isprintable() and char != '"' else "\\x%02x" % ord(char) for char in line)
         assert self._log is not None
-        self._log('%s - - [%s] "%s" %d %s' % (
-            self._peer, time.strftime("%d/%b/%Y %H:%M:%S"), line, response.status, response.note or "-"))
+        try:
+            self._log('%s - - [%s] "%s" %d %s' % (
+                self._peer, time.strftime("%d/%b/%Y %H:%M:%S"), line, response.status, response.note or "-"))
+        except Exception:  # a log that can't be written must not cost the answer
+            pass
 
 
-def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]") -> "Any":
+def _http_server(
+    host: str, port: int, converse: "Callable[[str], _Conversation]", new_turn: "Callable[[], None]",
+) -> "Any":
     """Return an HTTPServer, bound and listening, that serves every connection from one thread."""
     import errno
     import http.server
@@ -1116,6 +1980,9 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
         def __init__(self, client: "socket.socket", peer: str) -> None:
             self.socket, self.conversation = client, converse(peer)
             self.unsent, self.since, self.lingering = b"", time.monotonic(), False
+
+        def is_idle(self) -> bool:
+            return not self.unsent and not self.conversation.in_request and self.since < time.monotonic() - 1
 
         def time_left(self, now: float) -> float:
             busy = self.unsent or self.conversation.in_request
@@ -1136,25 +2003,32 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
             self.selector = selectors.DefaultSelector()
             super().__init__((host, port), converse)  # type: ignore[arg-type]  # not a handler class: there is none
             self.socket.setblocking(False)
-            self.selector.register(self.socket, selectors.EVENT_READ)
             self.selector.register(self.woken, selectors.EVENT_READ)
+            self.accepting = False
+            self.accept_again()
 
         def serve_forever(self, poll_interval: float = 1) -> None:
             swept = time.monotonic()
-            while not self.stopping:
-                for key, _ in self.selector.select(poll_interval):
-                    if key.data:
-                        self.serve(key.data)
-                    elif key.fileobj is self.socket:
-                        self.accept()
-                now = time.monotonic()
-                if now >= swept + poll_interval:
-                    swept = now
-                    for connection in [each for each in self.connections if each.time_left(now) <= 0]:
-                        self.time_out(connection)
+            try:
+                while not self.stopping:
+                    for key, _ in self.selector.select(poll_interval):
+                        if key.data:
+                            self.serve(key.data)
+                        elif key.fileobj is self.socket:
+                            self.accept()
+                        else:  # woken, by shutdown
+                            self.stopping = True
+                    new_turn()
+                    now = time.monotonic()
+                    if now >= swept + poll_interval:
+                        swept = now
+                        self.accept_again()
+                        for connection in [each for each in self.connections if each.time_left(now) <= 0]:
+                            self.time_out(connection)
+            finally:
+                self.server_close()
 
         def shutdown(self) -> None:
-            self.stopping = True
             self.waker.send(b"\0")
 
         def server_close(self) -> None:
@@ -1173,26 +2047,39 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
                     self.connections.add(connection)
                     self.selector.register(client, selectors.EVENT_READ, connection)
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE) and self.connections:  # the longest idle one yields
-                    self.drop(min(self.connections, key=lambda connection: connection.since))
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # the longest idle one yields, or the newcomers wait
+                    idle = [each for each in self.connections if each.is_idle()]
+                    if idle:
+                        self.drop(min(idle, key=lambda connection: connection.since))
+                    else:
+                        self.selector.unregister(self.socket)
+                        self.accepting = False
+
+        def accept_again(self) -> None:
+            if not self.accepting:
+                self.selector.register(self.socket, selectors.EVENT_READ)
+                self.accepting = True
 
         def serve(self, connection: "Connection") -> None:
             """Do what a connection is ready for: sending the rest of an answer, or else reading."""
             conversation = connection.conversation
+            if connection not in self.connections:  # dropped a moment ago
+                return
             try:
                 if not connection.unsent:
                     data = connection.socket.recv(65536)
                     if not data:
-                        return self.drop(connection)
+                        self.drop(connection)
+                        return
                     if connection.lingering:
-                        return None
+                        return
                     was_in_request = conversation.in_request
                     connection.unsent = conversation.receive(data)
-                    if connection.unsent or not was_in_request:
+                    if connection.unsent and not conversation.continued or not was_in_request:
                         connection.since = time.monotonic()
                 self.send(connection)
             except (BlockingIOError, InterruptedError):
-                return None
+                pass
             except OSError:  # reset, or gone
                 self.drop(connection)
 
@@ -1214,7 +2101,8 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
 
         def time_out(self, connection: "Connection") -> None:
             if not connection.conversation.in_request or connection.unsent or connection.lingering:
-                return self.drop(connection)
+                self.drop(connection)
+                return
             connection.unsent = connection.conversation.time_out()
             try:
                 self.send(connection)
@@ -1225,6 +2113,7 @@ def _http_server(host: str, port: int, converse: "Callable[[str], _Conversation]
             self.connections.discard(connection)
             self.selector.unregister(connection.socket)
             connection.socket.close()
+            self.accept_again()
 
     return Server()
 
@@ -1236,31 +2125,41 @@ class Emulator:
     ...     vm.get("compute/name")
     'avset2'
 
-    instance    dict in the shape of ``/metadata/instance``; what it lacks is empty. None: ``profile``
-    host, port  where it listens; port 0 is a free one
-    rate_limit  requests a second, refilled all the time; 0 is off. None: off, but 5 ``as_of`` 2018
-    cloud       the value of azEnvironment: a key of CLOUDS. None: the document's
-    versions    the api-versions that it serves, of the 35 documented ones. None: all
-    as_of       "2018" is the service of the 2018 document: its versions by cloud, its errors
-    profile     the built-in VM: "linux", "windows" or "scaleset"
-    clock       a function that returns the time in seconds since 1970
-    log         called with a line per request, str
+    instance       dict in the shape of ``/metadata/instance``, or a whole VM as ``imds snapshot`` writes
+                   it; what it lacks is empty. None: ``profile``
+    host, port     where it listens; port 0 is a free one
+    rate_limit     requests a second, refilled all the time, and 20 to the identity service; 0 is off.
+                   None: off, but 5 ``as_of`` 2018
+    cloud          the value of azEnvironment: a key of CLOUDS. None: the document's
+    versions       the api-versions that it serves, of the 35 documented ones. None: all
+    as_of          "2018" is the service of the 2018 document: its versions by cloud, its errors
+    profile        the built-in VM: "linux", "windows" or "scaleset"
+    clock          a function that returns the time in seconds since 1970, or a Clock
+    log            called with a line per request, str
+    identities     the managed identities: "system", "user:NAME". None: the document's, or "system"
+    load_balancer  True: it has one, unless the document says which
+    attested_flaw  a key of FLAWS: its attested documents are to be refused
 
+    ``vm.clock`` is the one clock of all of it: ``vm.clock.advance(900)``, ``vm.clock.freeze()``.
     ``start`` and ``stop`` do without ``with``. All of it may be used from any thread. Raises
     ValueError for a value that can't be served and, on start, OSError where it can't listen.
     """
 
     def __init__(
-        self, instance: "Optional[Dict[str, Any]]" = None, host: str = "127.0.0.1", port: int = 0,
+        self, instance: "Optional[Mapping[str, Any]]" = None, host: str = "127.0.0.1", port: int = 0,
         rate_limit: "Optional[float]" = None, cloud: "Optional[str]" = None,
         versions: "Optional[Iterable[str]]" = None, as_of: "Optional[str]" = None, profile: str = "linux",
         clock: "Callable[[], float]" = time.time, log: "Optional[Callable[[str], None]]" = None,
+        identities: "Optional[Iterable[str]]" = None, load_balancer: bool = False,
+        attested_flaw: "Optional[str]" = None,
     ) -> None:
         import threading
 
-        self._service = Service(clock, instance, profile, cloud, versions, as_of, rate_limit)
+        self.clock = clock if isinstance(clock, Clock) else Clock(clock)
+        self._service = Service(self.clock, instance, profile, cloud, versions, as_of, rate_limit, identities,
+                                load_balancer, attested_flaw)
         self._address, self._log = (host, port), log
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._server = None  # type: Any
         self._thread = None  # type: Optional[threading.Thread]
 
@@ -1270,7 +2169,7 @@ class Emulator:
 
         if self._server:
             raise RuntimeError("the emulator at %s is already started" % self.url)
-        self._server = _http_server(self._address[0], self._address[1], self._converse)
+        self._server = _http_server(self._address[0], self._address[1], self._converse, self._service.new_turn)
         self._thread = threading.Thread(target=self._server.serve_forever, name="imds-emulator", daemon=True)
         self._thread.start()
         return self
@@ -1282,11 +2181,14 @@ class Emulator:
 
     def stop(self) -> None:
         """Close every connection and the port, at once."""
-        server, thread, self._server, self._thread = self._server, self._thread, None, None
+        import threading
+
+        with self._lock:
+            server, thread, self._server, self._thread = self._server, self._thread, None, None
         if server and thread:
             server.shutdown()
-            thread.join()
-            server.server_close()
+            if thread is not threading.current_thread():
+                thread.join()
 
     def __enter__(self) -> "Emulator":
         return self.start()
@@ -1333,6 +2235,52 @@ class Emulator:
         with self._lock:
             self._service.update(patch)
 
+    @property
+    def identities(self) -> "List[Dict[str, str]]":
+        """A copy of the managed identities: dicts of type, clientId, objectId, resourceId. May be set, to
+        such dicts or to "system" and "user:NAME"."""
+        with self._lock:
+            return [dict(identity) for identity in self._service.identities]
+
+    @identities.setter
+    def identities(self, identities: "Iterable[Any]") -> None:
+        with self._lock:
+            self._service.identities = [
+                self._service.identity(each) if isinstance(each, str) else dict(each) for each in identities]
+
+    def schedule(
+        self, kind: str, resources: "Optional[Iterable[str]]" = None, not_before: "Optional[float]" = None,
+        duration: "Optional[int]" = None, source: str = "Platform", description: "Optional[str]" = None,
+    ) -> str:
+        """Schedule an event and return its EventId.
+
+        kind         "Freeze", "Reboot", "Redeploy", "Preempt" or "Terminate"
+        resources    names of VMs. None: this one
+        not_before   seconds from now, or since 1970. None: the notice that the type is documented to give
+        duration     DurationInSeconds. None: the type's
+        source       "Platform" or "User"
+        description  None: what the service says for that type and source
+
+        It is Scheduled, then Started once it is approved or NotBefore comes, then gone.
+        """
+        with self._lock:
+            return self._service.schedule(kind, resources, not_before, duration, source, description)
+
+    def play(self, scenario: str) -> str:
+        """Schedule the event of one of Azure's own scenarios, a key of SCENARIOS; return its EventId."""
+        with self._lock:
+            return self._service.play(scenario)
+
+    def cancel(self, event_id: str) -> None:
+        """Take an event off the list. Raises ValueError where there is none."""
+        with self._lock:
+            self._service.cancel(event_id)
+
+    def attested(self, nonce: str = "", api_version: str = NEWEST, flaw: "Optional[str]" = None) -> "Dict[str, str]":
+        """The attested document as the service answers it; with ``flaw``, a key of FLAWS, one to be refused."""
+        with self._lock:
+            return self._service.attested(api_version, nonce, flaw and _known(flaw, FLAWS, "flaw"))
+
     def get(self, path: str = "", **settings: "Any") -> "Any":
         """Ask this emulator: ``imds.get`` with its endpoint."""
         return get(path, endpoint=self.url, **settings)
@@ -1349,8 +2297,14 @@ DEFAULT_ENDPOINT = "http://169.254.169.254"
 TIMEOUT = 2  # seconds to connect, and then for each piece of the answer
 DEADLINE = 20  # seconds in all, retries included
 GONE_DEADLINE = 70  # the same while the service answers 410: the VM is being moved (documented)
+TOKEN_TIMEOUT, EVENTS_TIMEOUT = 10, 120  # the same as TIMEOUT for a new token, for the first list of events
+TOKEN_VERSION = "2018-02-01"
 MAX_REPLY = 4 * 1024 * 1024  # bytes
-RETRIED = (408, 410, 429)  # and 5xx; never another 4xx
+RETRIED = {  # and 5xx, never another 4xx; with advice for when it does not help
+    408: "try again",
+    410: "the VM is being moved; try again in a minute",
+    429: "ask less often than 5 times a second",
+}
 
 Reply = collections.namedtuple("Reply", "status content_type server body url")
 
@@ -1386,7 +2340,7 @@ def get(
     path         "compute/vmId", "instance/compute/vmId", "/metadata/instance/compute/vmId", or such a
                  URL; "" is the whole document. With a query it goes to the service as it is, and comes
                  back as JSON parsed or as text
-    api_version  None: the newest that both sides know
+    api_version  None: the newest that this file knows, or else the newest that the service offers
     format       "text": what the service prints with format=text, as str
     endpoint     base URL. None: $AZURE_IMDS_ENDPOINT, or http://169.254.169.254
     timeout      seconds to connect, and then for each piece of the answer
@@ -1398,24 +2352,80 @@ def get(
     return Client(endpoint, api_version=api_version, timeout=timeout, deadline=deadline).get(path, format=format)
 
 
+def scheduled_events(endpoint: "Optional[str]" = None) -> "Dict[str, Any]":
+    """Return the scheduled events of this VM and its neighbours in an availability set or scale set.
+
+    {"DocumentIncarnation": int, "Events": [{"EventId": str, "EventStatus": "Scheduled" or "Started",
+    "EventType": str, "ResourceType": "VirtualMachine", "Resources": [name, ...], "NotBefore": str, "" once
+    Started, "Description": str, "EventSource": str, "DurationInSeconds": int}, ...]}; ``parse_time`` reads a
+    NotBefore. The first request to a VM may take two minutes (documented). Raises Error.
+    """
+    return Client(endpoint).scheduled_events()
+
+
+def approve(*event_ids: str, endpoint: "Optional[str]" = None) -> None:
+    """Let scheduled events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
+    Client(endpoint).approve(*event_ids)
+
+
+def watch_events(interval: float = 1, endpoint: "Optional[str]" = None) -> "Iterator[Dict[str, Any]]":
+    """Yield what ``scheduled_events`` returns, now and then whenever it has changed: once for each
+    DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second."""
+    return Client(endpoint).watch_events(interval)
+
+
+def token(
+    resource: str, *, client_id: "Optional[str]" = None, object_id: "Optional[str]" = None,
+    msi_res_id: "Optional[str]" = None, endpoint: "Optional[str]" = None
+) -> str:
+    """Return an access token of a managed identity of this VM for ``resource``, "https://vault.azure.net".
+
+    client_id, object_id or msi_res_id says which identity; none of them: the system-assigned one, or else
+    the only user-assigned one. A token is kept until five minutes before it expires. Raises Refused
+    where there is no such identity, and the other kinds of Error.
+    """
+    return _shared_client(Client(endpoint).endpoint).token(
+        resource, client_id=client_id, object_id=object_id, msi_res_id=msi_res_id)
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_client(endpoint: str) -> "Client":
+    return Client(endpoint)
+
+
+def attested(
+    nonce: "Optional[str]" = None, endpoint: "Optional[str]" = None
+) -> "Tuple[Dict[str, str], Dict[str, Any]]":
+    """Return the attested document, {"encoding": "pkcs7", "signature": base64}, and its decoded content.
+
+    Checked are the nonce, that vmId is this VM's, and that it is valid now; Refused is raised where one
+    is not right. NOT checked are the signature and the chain of certificates: the standard library
+    can't. Whoever the document is meant for must check them, with openssl for example.
+    """
+    return Client(endpoint).attested(nonce)
+
+
 class Client:
     """The service at one endpoint, with the settings of ``get``. It may be used from any thread.
 
-    ``clock`` (monotonic, in seconds) and ``sleep`` stand in for those of ``time`` in tests.
+    ``clock`` (monotonic, in seconds), ``sleep`` and ``now`` (seconds since 1970) stand in for those of
+    ``time`` in tests.
     """
 
     def __init__(
         self, endpoint: "Optional[str]" = None, *, api_version: "Optional[str]" = None, timeout: float = TIMEOUT,
         deadline: "Optional[float]" = None, clock: "Callable[[], float]" = time.monotonic,
-        sleep: "Callable[[float], None]" = time.sleep
+        sleep: "Callable[[float], None]" = time.sleep, now: "Callable[[], float]" = time.time
     ) -> None:
         self.endpoint = (endpoint or os.environ.get("AZURE_IMDS_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        parts = urllib.parse.urlsplit(self.endpoint)
-        if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
+        if not re.match(r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$", self.endpoint, re.A):
             raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r" % (DEFAULT_PORT, self.endpoint))
+        if not 0 < timeout < 1e6 or deadline is not None and not 0 < deadline < 1e6:
+            raise ValueError("timeout and deadline must be more than 0 seconds")
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._now = clock, sleep, now
         self._negotiated = None  # type: Optional[str]
+        self._tokens = {}  # type: Dict[str, Tuple[float, Dict[str, str]]]
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
         """As ``imds.get``."""
@@ -1425,12 +2435,12 @@ class Client:
         """As ``get`` for each of ``paths``; the instance document is asked for once."""
         if format not in (None, "json", "text"):
             raise ValueError("format must be 'json' or 'text', not %r" % format)
-        document, nodes = None, []
+        begun, document, nodes = self._clock(), None, []  # type: float, Optional[Dict[str, Any]], List[Any]
         for target in [self._target(path) for path in paths]:
             if "?" in target or not target.startswith("/metadata/instance/"):
-                nodes.append(self._content(self._ask(target)))
+                nodes.append(_content(self._ask(target, begun)))
                 continue
-            document = document or self.instance()
+            document = document or self._instance(begun)
             try:
                 node = resolve(document, target[len("/metadata/instance/"):])
             except NotFound as error:
@@ -1439,20 +2449,117 @@ class Client:
             nodes.append(format_text(node) if format == "text" else node)
         return nodes
 
-    def instance(self) -> "Dict[str, Any]":
-        """Return the whole instance document."""
-        version = self.api_version or self._negotiated or NEWEST
+    def scheduled_events(self) -> "Dict[str, Any]":
+        """Return the list of scheduled events: {"DocumentIncarnation": int, "Events": [dict, ...]}."""
         try:
-            reply = self._ask("/metadata/instance?api-version=" + urllib.parse.quote(version), starting=True)
+            return self._events(EVENTS_NEWEST)
+        except NotFound:  # a service of before that version
+            return self._events(EVENTS_GA)
+
+    def _events(self, version: str) -> "Dict[str, Any]":
+        reply = self._ask("/metadata/scheduledevents?api-version=" + version, patience=EVENTS_TIMEOUT)
+        document = _content(reply)
+        events = document.get("Events") if isinstance(document, dict) else None
+        if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+            raise _not_imds(reply, "JSON of another shape")
+        return dict(document)
+
+    def approve(self, *event_ids: str) -> None:
+        """Let events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
+        body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
+        self._ask("/metadata/scheduledevents?api-version=" + EVENTS_NEWEST, patience=EVENTS_TIMEOUT, body=body)
+
+    def watch_events(self, interval: float = 1) -> "Iterator[Dict[str, Any]]":
+        """Yield the list of scheduled events as it is now, and again whenever it has changed: once for each
+        DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second."""
+        seen = None
+        for document in self.poll_events(interval):
+            if document.get("DocumentIncarnation") != seen:
+                seen = document.get("DocumentIncarnation")
+                yield document
+
+    def poll_events(self, interval: float = 1) -> "Iterator[Dict[str, Any]]":
+        """Yield the list of scheduled events every ``interval`` seconds."""
+        while True:
+            yield self.scheduled_events()
+            self._sleep(max(interval, 1 / RATE_LIMIT))
+
+    def token(self, resource: str, **selector: "Optional[str]") -> str:
+        """Return an access token for ``resource``: see imds.token."""
+        return str(self.token_answer(resource, **selector)["access_token"])
+
+    def token_answer(self, resource: str, **selector: "Optional[str]") -> "Dict[str, str]":
+        """Return the whole answer: access_token, client_id, expires_in, expires_on, ..., all str. It is kept
+        until five minutes before it expires."""
+        unknown = set(selector).difference(SELECTORS)
+        if unknown:
+            raise TypeError("a token takes %s, not %s" % (", ".join(SELECTORS), ", ".join(sorted(unknown))))
+        query = [("api-version", TOKEN_VERSION), ("resource", resource)]
+        query += sorted((name, value) for name, value in selector.items() if value)
+        target = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query)
+        renewed, answer = self._tokens.get(target, (float("-inf"), {}))
+        now = self._clock()
+        if now >= renewed:
+            reply = self._ask(target, patience=TOKEN_TIMEOUT)
+            answer = _content(reply)
+            if not isinstance(answer, dict) or not isinstance(answer.get("access_token"), str):
+                raise _not_imds(reply._replace(body=""), "JSON of another shape")  # it may hold a token all the same
+            self._tokens[target] = now + float(answer.get("expires_in") or 0) - TOKEN_RENEWED, answer
+        return dict(answer)
+
+    def attested(self, nonce: "Optional[str]" = None) -> "Tuple[Dict[str, str], Dict[str, Any]]":
+        """Return the attested document and its content: see imds.attested."""
+        query = [("api-version", NEWEST)] + ([("nonce", nonce)] if nonce else [])
+        reply = self._ask("/metadata/attested/document?" + urllib.parse.urlencode(query), patience=TOKEN_TIMEOUT)
+        document = _content(reply)
+        try:
+            content = decode_attested(document)
+            stamps = [_attested_time(content["timeStamp"][name]) for name in ("createdOn", "expiresOn")]
+            signed_nonce, vm_id = content["nonce"], content["vmId"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _not_imds(reply, "something that is not an attested document (%s)" % error) from None
+        if nonce and signed_nonce != nonce:
+            raise _failure(Refused, reply, "the attested document answers nonce %r, not %r; it may be a cached or a "
+                           "foreign one" % (signed_nonce, nonce))
+        if vm_id != self.get("compute/vmId"):
+            raise _failure(Refused, reply, "the attested document is of another VM, %s" % vm_id)
+        now = self._now()
+        if not stamps[0] - 300 <= now <= stamps[1]:
+            raise _failure(Refused, reply, "the attested document is valid from %(createdOn)s to %(expiresOn)s, and it "
+                           "is not that now; is this machine's clock right?" % content["timeStamp"])
+        return document, content
+
+    def snapshot(self) -> "Dict[str, Any]":
+        """Return the whole VM: its instance document, and of scheduledevents, identity (the tenant; never a
+        token), loadbalancer and attested what the service has."""
+        vm = {"instance": self._instance(self._clock())}
+        for part, ask in (
+            ("scheduledevents", self.scheduled_events),
+            ("identity", lambda: self.get("/metadata/identity/info")),
+            ("loadbalancer", lambda: self.get("/metadata/loadbalancer")),
+            ("attested", lambda: self.get("/metadata/attested/document")),
+        ):  # type: Tuple[str, Callable[[], Any]]
+            try:
+                vm[part] = ask()
+            except (NotFound, Refused):
+                pass  # this service, or this VM, has none
+        return vm
+
+    def _instance(self, begun: float) -> "Dict[str, Any]":
+        """The whole instance document."""
+        version = self.api_version or self._negotiated or NEWEST
+        target = "/metadata/instance?api-version="
+        try:
+            reply = self._ask(target + version, begun, starting=True)
         except (Refused, NotFound) as error:
             offered = _newest_offered(error)
             if self.api_version or not offered or offered == version:
                 raise
             version = offered
-            reply = self._ask("/metadata/instance?api-version=" + urllib.parse.quote(version), starting=True)
-        document = self._content(reply)
+            reply = self._ask(target + version, begun, starting=True)
+        document = _content(reply)
         if not isinstance(document, dict) or not isinstance(document.get("compute"), dict):
-            raise _not_imds(reply, "JSON of another shape")
+            raise _not_imds(reply, "text" if isinstance(document, str) else "JSON of another shape")
         self._negotiated = version
         return document
 
@@ -1464,76 +2571,114 @@ class Client:
                 raise ValueError("%r is not at the endpoint %s; to ask another, use endpoint http://%s"
                                  % (path, self.endpoint, origin))
             path = slash + rest
-        if path.startswith("/metadata/") and not path.startswith("/metadata/instance"):
+        names, question, query = path.partition("?")
+        if names.startswith("/metadata/") and not names.startswith("/metadata/instance") or names == "/metadata":
+            known = ENDPOINTS.get(names[len("/metadata/"):], ((), None))[1]
+            if known and not query:  # an endpoint by its name alone: at its newest version
+                path += "?api-version=" + (EVENTS_NEWEST if names.endswith("/scheduledevents") else NEWEST)
             return path
-        below = path.lstrip("/")
+        below = names.strip("/")
         for prefix in ("metadata", "instance"):
-            if below == prefix or below[:len(prefix) + 1] in (prefix + "/", prefix + "?"):
+            if (below + "/").startswith(prefix + "/"):
                 below = below[len(prefix):].lstrip("/")
-        return "/metadata/instance" + ("" if below.startswith("?") else "/") + below
+        return "/metadata/instance/" + below + question + query
 
-    def _ask(self, target: str, starting: bool = False) -> "Reply":
-        """One request and its retries. ``starting``: a 404 means that the service is not up yet."""
+    def _ask(
+        self, target: str, begun: "Optional[float]" = None, starting: bool = False, patience: float = 0,
+        body: "Optional[bytes]" = None,
+    ) -> "Reply":
+        """One request and its retries, until the deadline after ``begun``. ``starting``: a 404 means that
+        the service is not up yet; ``patience``: the least seconds to wait for an answer."""
         import random
+        import socket
 
-        begun = self._clock()
+        url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
+        begun = self._clock() if begun is None else begun
+        limit = DEADLINE if self.deadline is None else self.deadline
+        timeout = max(self.timeout, patience) if self.timeout == TIMEOUT else self.timeout
         for attempt in itertools.count():
-            failure, patience = self._try(target, begun, starting)
-            if isinstance(failure, Reply):
-                return failure
-            pause = (0.1 if isinstance(failure, Unreachable) else 1) * min(2 ** attempt, 8) * random.uniform(0.75, 1.25)
-            if self._clock() + pause >= begun + patience:
-                raise failure
+            until = begun + (limit if self.deadline is not None else max(limit, patience))
+            try:
+                return _accepted(_fetch(url, timeout, self._clock, until, body), starting)
+            except _TryAgain as again:
+                error, pause = again.error, 1.0  # type: Error, float
+                if error.status == 410 and self.deadline is None:
+                    limit = GONE_DEADLINE
+                until = begun + limit
+            except OSError as problem:
+                if isinstance(problem, Error):
+                    raise
+                error, pause = _unreachable(url, problem), 0.1
+                if isinstance(problem, socket.timeout):
+                    raise error from None
+                if not isinstance(problem, ConnectionResetError):  # nobody there: an answer in two seconds
+                    until = begun + min(limit, TIMEOUT)
+            pause *= min(2 ** attempt, 8) * random.uniform(0.75, 1.25)
+            if self._clock() + pause >= until:
+                raise error
             self._sleep(pause)
         raise AssertionError("not reached")
 
-    def _try(self, target: str, begun: float, starting: bool) -> "Tuple[Any, float]":
-        """One request: a Reply of status 200; or the Error that it came to and for how many seconds
-        since ``begun`` it is worth trying."""
-        import socket
 
-        limit = DEADLINE if self.deadline is None else self.deadline
-        gone_limit = GONE_DEADLINE if self.deadline is None else self.deadline
-        url = self.endpoint + target
+class _TryAgain(Exception):
+    """What came back asks for patience; ``error`` is what to say when there is none left."""
+
+    def __init__(self, error: "Error") -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _accepted(reply: "Reply", starting: bool) -> "Reply":
+    """A reply of status 200, or the Error that it means."""
+    status = reply.status
+    if status == 200:
+        return reply
+    if reply.content_type == "text/html" and not reply.server.startswith("Microsoft-IIS") and status < 500:
+        raise _not_imds(reply, "an HTML page")
+    if status == 404 and starting and "Invalid version" not in reply.body:
+        raise _TryAgain(_failure(Unavailable, reply, "the service is not up yet; try again later"))
+    if status in RETRIED or status >= 500:
+        raise _TryAgain(_failure(Unavailable, reply, RETRIED.get(status, "try again later")))
+    if status == 404:
+        raise _failure(NotFound, reply, "check the path and the api-version")
+    if status >= 400:
+        raise _failure(Refused, reply, "check the request")
+    raise _not_imds(reply, "a redirect" if 300 <= status < 400 else "that status")
+
+
+def _content(reply: "Reply") -> "Any":
+    """The content of a reply: JSON parsed, or text."""
+    if reply.content_type == "application/json":
         try:
-            reply = _fetch(url, self.timeout, self._clock, begun + gone_limit)
-        except NotIMDS as error:
-            return error, 0
-        except socket.timeout as error:
-            return _unreachable(url, error), 0
-        except OSError as error:
-            return _unreachable(url, error), limit if isinstance(error, ConnectionResetError) else min(limit, TIMEOUT)
-        status = reply.status
-        if reply.content_type == "text/html" and not reply.server.startswith("Microsoft-IIS") and status < 500:
-            return _not_imds(reply, "an HTML page"), 0
-        if 300 <= status < 400:
-            return _not_imds(reply, "a redirect"), 0
-        if status == 404 and starting and "Invalid version" not in reply.body:
-            return _failure(Unavailable, reply, "the service is not up yet; try again later"), limit
-        if status in RETRIED or status >= 500:
-            advice = {408: "try again", 410: "the VM is being moved; try again in a minute",
-                      429: "ask less often than 5 times a second"}.get(status, "try again later")
-            return _failure(Unavailable, reply, advice), gone_limit if status == 410 else limit
-        if status == 404:
-            return _failure(NotFound, reply, "check the path and the api-version"), 0
-        if status != 200:
-            return _failure(Refused, reply, "check the request"), 0
-        return reply, 0
-
-    def _content(self, reply: "Reply") -> "Any":
-        """The content of a reply: JSON parsed, or text."""
-        if reply.content_type == "application/json":
-            try:
-                return json.loads(reply.body)
-            except (ValueError, RecursionError):
-                raise _not_imds(reply, "broken JSON") from None
-        if reply.content_type == "text/plain":
-            return reply.body
-        raise _not_imds(reply, reply.content_type or "no content type")
+            return json.loads(reply.body)
+        except (ValueError, RecursionError):
+            raise _not_imds(reply, "broken JSON") from None
+    if reply.content_type == "text/plain":
+        return reply.body
+    raise _not_imds(reply, "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type")
 
 
-def _fetch(url: str, timeout: float, clock: "Callable[[], float]", deadline: float) -> "Reply":
-    """One GET, with no proxy, no redirect, no error for a status. Raises OSError or NotIMDS."""
+def decode_attested(document: "Mapping[str, str]") -> "Dict[str, Any]":
+    """The content of an attested document, {"nonce": str, "timeStamp": {...}, "vmId": str, ...}. Its signature
+    is not looked at. Raises ValueError."""
+    import base64
+
+    content = json.loads(signed_content(base64.b64decode(document["signature"], validate=True)).decode())
+    if not isinstance(content, dict):
+        raise ValueError("its content is not an object")
+    return content
+
+
+def _attested_time(text: str) -> float:
+    import calendar
+
+    return calendar.timegm(time.strptime(text, "%m/%d/%y %H:%M:%S -0000"))
+
+
+def _fetch(
+    url: str, timeout: float, clock: "Callable[[], float]", deadline: float, body: "Optional[bytes]" = None,
+) -> "Reply":
+    """One GET, or a POST of ``body``; no proxy, no redirect, no error for a status. Raises OSError or NotIMDS."""
     import http.client
     import socket
     import urllib.request
@@ -1558,7 +2703,10 @@ def _fetch(url: str, timeout: float, clock: "Callable[[], float]", deadline: flo
 
     opener = urllib.request.OpenerDirector()  # with one handler: nothing that knows of proxies or redirects
     opener.add_handler(Handler())
-    request = urllib.request.Request(url, headers={"Metadata": "true", "User-Agent": "imds.py/" + __version__})
+    headers = {"Metadata": "true", "User-Agent": "imds.py/" + __version__, "Content-Type": "application/json"}
+    if body is None:
+        del headers["Content-Type"]
+    request = urllib.request.Request(url, body, headers)
     try:
         with opener.open(request, timeout=max(0.001, min(timeout, deadline - clock()))) as response:
             chunks, size = [], 0  # type: List[bytes], int
@@ -1570,9 +2718,9 @@ def _fetch(url: str, timeout: float, clock: "Callable[[], float]", deadline: flo
                                   response.status, url=url)
             if response.length or not response.headers:  # the connection ended too soon
                 raise ConnectionResetError("the answer is cut off")
-            body = b"".join(chunks).decode("utf-8", "replace")
-            return Reply(response.status, response.headers.get_content_type(), response.headers.get("Server", ""),
-                         body, url)
+            content_type = response.headers.get_content_type() if "Content-Type" in response.headers else ""
+            return Reply(response.status, content_type, response.headers.get("Server", ""),
+                         b"".join(chunks).decode("utf-8", "replace"), url)
     except http.client.IncompleteRead:
         raise ConnectionResetError("the answer is cut off") from None
     except urllib.error.URLError as error:
@@ -1603,8 +2751,9 @@ def _newest_offered(error: "Error") -> "Optional[str]":
     """The newest api-version that a refusal offers: newest-versions says so; services without that list
     answer 404 "Invalid version", and all of them have the first GA version."""
     try:
-        return str(max(json.loads(error.body or "")["newest-versions"]))
-    except (ValueError, KeyError, TypeError):
+        offered = json.loads(error.body or "")["newest-versions"]
+        return max(str(version) for version in offered if re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}$", version))
+    except (ValueError, KeyError, TypeError, RecursionError):
         return FIRST_GA if error.status == 404 else None
 
 
@@ -1634,10 +2783,10 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     if arguments[:1] == ["exec"] and "--" in arguments:
         split = arguments.index("--")
         arguments, command = arguments[:split], arguments[split + 1:]
-    options = _parser().parse_args(arguments)
-    options.command = command
     try:
-        return int(options.run(options))
+        options = _parser().parse_args(arguments)
+        options.command = command
+        return int(options.run(options) or 0)
     except Error as error:
         return _complain(error, error.exit_code)
     except ValueError as error:
@@ -1645,6 +2794,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _complain("standard output: %s" % (error.strerror or error), 1)
     except KeyboardInterrupt:
         return 130
 
@@ -1659,7 +2810,7 @@ def _parser() -> "Any":
     commands = parser.add_subparsers(metavar="COMMAND", dest="name")
     commands.required = True
 
-    def add(name: str, run: "Callable[[Any], int]", text: str) -> "Any":
+    def add(name: str, run: "Callable[[Any], Any]", text: str) -> "Any":
         command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         command.set_defaults(run=run)
@@ -1669,9 +2820,42 @@ def _parser() -> "Any":
     asking.add_argument("paths", metavar="PATH", nargs="*",
                         help="like compute/vmId, or a URL from the documentation; none is the whole document")
     asking.add_argument("--format", choices=("json", "text"), help="print a leaf as JSON, or a container as a listing")
+
+    events = add("events", _events, "print, watch and approve scheduled events")
+    events.add_argument("--json", action="store_true", help="as the service says it, for programs")
+    events.add_argument("--watch", action="store_true", help="a line for each change, until interrupted")
+    events.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1,
+                        help="between two looks (default: 1)")
+    events.add_argument("--approve", metavar="ID|all", help="let an event start now")
+    events.add_argument("--exec", metavar="CMD", dest="handler",
+                        help="with --watch: run CMD for each event of this VM, told about it in $EVENT_ID, _TYPE, "
+                             "_STATUS, _RESOURCES, _NOT_BEFORE, _DESCRIPTION, _SOURCE, _DURATION; approve it if CMD "
+                             "ends with 0")
+
+    getting = add("token", _token, "print an access token of a managed identity")
+    getting.add_argument("resource", metavar="RESOURCE", help="like https://vault.azure.net")
+    for name in ("client-id", "object-id", "msi-res-id"):
+        getting.add_argument("--" + name, metavar="ID", help="which identity")
+    getting.add_argument("--json", action="store_true", help="the whole answer")
+
+    proving = add("attested", _attested, "print the attested document; its signature is not checked")
+    proving.add_argument("--nonce", metavar="TEXT", help="to be found in it; at most %d characters" % MAX_NONCE)
+    proving.add_argument("--content", action="store_true", help="print what it says")
+    proving.add_argument("--der", action="store_true", help="print its PKCS#7 as bytes, for openssl")
+
+    taking = add("snapshot", _snapshot, "print the whole VM as JSON, for serve; no token is in it")
+    taking.add_argument("--redact", action="store_true", help="with stand-ins for ids, names, addresses and keys")
+    for command in (asking, events, getting, proving, taking):
+        command.add_argument("--endpoint", metavar="URL", help="default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT)
+        command.add_argument("--timeout", metavar="SECONDS", type=_seconds,
+                             help="give up after so long, retries included")
     asking.add_argument("--api-version", metavar="DATE", help="default: the newest that both sides know")
-    asking.add_argument("--endpoint", metavar="URL", help="default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT)
-    asking.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long, retries included")
+
+    comparing = add("diff", _diff, "print what differs between two VMs, path by path; exit code 1 if anything does")
+    for name in ("A", "B"):
+        comparing.add_argument(name, help="a file, or the URL of an endpoint")
+    add("test-ca", lambda options: _print(test_ca().rstrip()),
+        "print the certificate of the authority behind the emulator's attested documents")
 
     serving = add("serve", _serve, "emulate the service until interrupted")
     serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 is a free one (default: %(default)s)")
@@ -1679,7 +2863,8 @@ def _parser() -> "Any":
     running.add_argument("--port", type=int, default=0, help="default: a free one")
     for command in (serving, running):
         command.add_argument("document", metavar="VM.json", nargs="?",
-                             help="what /metadata/instance returns, of a real VM for example; - is standard input")
+                             help="what /metadata/instance returns, of a real VM for example, or what snapshot prints; "
+                                  "- is standard input")
         command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
         command.add_argument("--profile", default="linux", help="built-in VM: %s" % ", ".join(VMS))
         command.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
@@ -1688,6 +2873,17 @@ def _parser() -> "Any":
         command.add_argument("--as-of", metavar="YEAR", help="2018: the service of the 2018 document")
         command.add_argument("--api-versions", metavar="DATE,...", help="serve only these")
         command.add_argument("--rate-limit", metavar="N", type=float, help="requests a second (default: no limit)")
+        command.add_argument("--event", metavar="TYPE[:KEY=VALUE,...]", action="append", default=[],
+                             help="schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, "
+                                  "duration, source, description (repeatable)")
+        command.add_argument("--scenario", action="append", default=[], help="schedule: %s" % ", ".join(SCENARIOS))
+        command.add_argument("--identity", metavar="system|user:NAME|none", action="append",
+                             help="a managed identity that it has (repeatable; default: system)")
+        command.add_argument("--load-balancer", action="store_true", help="put it behind a load balancer")
+        command.add_argument("--attested-flaw", metavar="NAME",
+                             help="give attested documents that must be refused: %s" % ", ".join(FLAWS))
+        command.add_argument("--time-scale", metavar="N", type=_seconds, default=1,
+                             help="let its time run so many times as fast")
         command.add_argument("--quiet", action="store_true", help="no access log")
     return parser
 
@@ -1701,15 +2897,126 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _get(options: "Any") -> int:
-    client = Client(options.endpoint, api_version=options.api_version, timeout=options.timeout or TIMEOUT,
-                    deadline=options.timeout)
-    for node in client.get_all(options.paths or [""], format=options.format):
-        if isinstance(node, str) and options.format != "json":
-            _print(node)
-        else:
-            _print(format_json(node, 2 if sys.stdout.isatty() else None))
-    return 0
+def _client(options: "Any") -> "Client":
+    return Client(options.endpoint, api_version=getattr(options, "api_version", None),
+                  timeout=options.timeout or TIMEOUT, deadline=options.timeout)
+
+
+def _get(options: "Any") -> None:
+    for node in _client(options).get_all(options.paths or [""], format=options.format):
+        _print(node if isinstance(node, str) and options.format != "json" else _json(node))
+
+
+def _events(options: "Any") -> None:
+    client = _client(options)
+    if options.approve:
+        waiting = [event for event in client.scheduled_events()["Events"] if event.get("EventStatus") == "Scheduled"]
+        ids = [event["EventId"] for event in waiting] if options.approve == "all" else [options.approve]
+        if ids:
+            client.approve(*ids)
+    elif options.watch or options.handler:
+        _watch(client, options)
+    elif options.json:
+        _print(_json(client.scheduled_events()))
+    else:
+        _print("\n".join(map(_event_line, client.scheduled_events()["Events"])) or "no scheduled events")
+
+
+def _watch(client: "Client", options: "Any") -> None:
+    """Print a line for each event that comes, changes or goes; run the handler for those of this VM."""
+    import subprocess
+
+    name = client.get("compute/name") if options.handler else None
+    known, handlers = {}, {}  # type: Dict[str, Any], Dict[str, Any]
+    live = sys.stdout.isatty() and not options.json
+    incarnation = None
+    for document in client.poll_events(options.interval):
+        events = {event["EventId"]: event for event in document["Events"]}
+        if live:
+            sys.stdout.write("\r\x1b[K")
+        if options.json and document["DocumentIncarnation"] != incarnation:
+            _print(format_json(document))
+        incarnation = document["DocumentIncarnation"]
+        for event_id in list(events) + [gone for gone in known if gone not in events]:
+            event = events.get(event_id) or dict(known[event_id], EventStatus="Gone", NotBefore="")
+            if event != known.get(event_id) and not options.json:
+                _print(_event_line(event))
+            if name in event["Resources"] and event_id in events and event_id not in handlers and options.handler:
+                handlers[event_id] = subprocess.Popen(options.handler, shell=True, env=_event_environment(event))
+        known = events
+        for event_id, handler in handlers.items():
+            if handler and handler.poll() is not None:
+                handlers[event_id] = None
+                if handler.returncode == 0 and events.get(event_id, {}).get("EventStatus") == "Scheduled":
+                    client.approve(event_id)
+        soonest = min(known.values(), key=lambda event: parse_time(event["NotBefore"]) or 0, default=None)
+        if live and soonest:
+            sys.stdout.write(_event_line(soonest))
+            sys.stdout.flush()
+
+
+def _event_line(event: "Mapping[str, Any]") -> str:
+    """An event for people: its status, type, VMs, the time that is left, its id and description."""
+    not_before = parse_time(event.get("NotBefore", ""))
+    left = ""
+    if not_before is not None:
+        seconds = max(0, int(not_before - time.time()))
+        left = "in %d:%02d" % divmod(seconds, 60)
+    return "%-9s  %-9s  %-9s  %s  %s  %s" % (
+        event.get("EventStatus"), event.get("EventType"), left, event.get("EventId"),
+        ",".join(event.get("Resources", [])), event.get("Description", ""))
+
+
+def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
+    names = {"ID": "EventId", "TYPE": "EventType", "STATUS": "EventStatus", "NOT_BEFORE": "NotBefore",
+             "DESCRIPTION": "Description", "SOURCE": "EventSource", "DURATION": "DurationInSeconds"}
+    environment = dict(os.environ, EVENT_RESOURCES=" ".join(event.get("Resources", [])))
+    environment.update(("EVENT_" + name, str(event.get(field, ""))) for name, field in names.items())
+    return environment
+
+
+def _token(options: "Any") -> None:
+    answer = _client(options).token_answer(options.resource, client_id=options.client_id,
+                                           object_id=options.object_id, msi_res_id=options.msi_res_id)
+    _print(_json(answer) if options.json else answer["access_token"])
+
+
+def _attested(options: "Any") -> None:
+    import base64
+
+    document, content = _client(options).attested(options.nonce)
+    if options.der:
+        sys.stdout.buffer.write(base64.b64decode(document["signature"]))
+        sys.stdout.buffer.flush()
+    else:
+        _print(_json(content if options.content else document))
+
+
+def _snapshot(options: "Any") -> None:
+    vm = _client(options).snapshot()
+    _print(format_json(redact(vm) if options.redact else vm, 2))
+
+
+def _diff(options: "Any") -> int:
+    vms = []  # type: List[Dict[str, Any]]
+    for name in (options.A, options.B):
+        vm = Client(name).snapshot() if name.startswith("http://") else split_document(_read_json(name))
+        vms.append({part: node for part, node in vm.items() if node is not None and part != "attested"})
+    one, other = ({part: vm[part] for part in set(vms[0]).intersection(vms[1])} for vm in vms)
+    count = 0
+    for path, before, after in diff(one, other):
+        _print("%s: %s -> %s" % (path, _shown(before), _shown(after)))
+        count += 1
+    return 1 if count else 0
+
+
+def _shown(value: "Any") -> str:
+    return "(absent)" if value is None else format_json(value)
+
+
+def _json(node: "Any") -> str:
+    """JSON, indented for people."""
+    return format_json(node, 2 if sys.stdout.isatty() else None)
 
 
 def _serve(options: "Any") -> int:
@@ -1718,9 +3025,9 @@ def _serve(options: "Any") -> int:
     def interrupt(*_: object) -> "NoReturn":
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
     vm = _emulator(options)
     try:
+        signal.signal(signal.SIGTERM, interrupt)
         _start(vm, options)
         compute = vm.instance["compute"]
         _print(vm.url)
@@ -1731,7 +3038,7 @@ def _serve(options: "Any") -> int:
                 vm.url, vm.versions[-1], vm.url, vm.url))
         vm.wait()
     except KeyboardInterrupt:
-        pass
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
     finally:
         vm.stop()
     return 0
@@ -1760,17 +3067,55 @@ def _exec(options: "Any") -> int:
 
 
 def _emulator(options: "Any") -> "Emulator":
-    document = complete(VMS[_known(options.profile, VMS, "profile")] if options.document is None
-                        else _read_document(options.document))
-    for setting in options.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
-        assign(document, name, value)
-    return Emulator(
-        document, host=options.host, port=options.port, rate_limit=options.rate_limit, cloud=options.cloud,
-        versions=options.api_versions and options.api_versions.split(","), as_of=options.as_of,
-        log=None if options.quiet or options.name == "exec" else _log)
+    document = VMS[_known(options.profile, VMS, "profile")]
+    if options.document is not None:
+        document = _read_json(options.document)
+        if not {"instance", "compute", "network"}.intersection(document):
+            raise ValueError("%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot "
+                             "prints" % options.document)
+    try:
+        parts = split_document(document)
+        parts["instance"] = complete(parts["instance"])
+        for setting in options.set:
+            name, equals, value = setting.partition("=")
+            if not equals:
+                raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
+            assign(parts["instance"], name, value)
+            parts["instance"] = complete(parts["instance"])
+        identities = options.identity and [each for each in options.identity if each != "none"]
+        vm = Emulator(
+            parts, host=options.host, port=options.port, rate_limit=options.rate_limit, cloud=options.cloud,
+            versions=options.api_versions and options.api_versions.split(","), as_of=options.as_of,
+            log=None if options.quiet or options.name == "exec" else _log, clock=Clock(time.time, options.time_scale),
+            identities=identities, load_balancer=options.load_balancer, attested_flaw=options.attested_flaw)
+        for event in options.event:
+            vm.schedule(**_event(event))
+        for scenario in options.scenario:
+            vm.play(scenario)
+    except ValueError as error:
+        raise ValueError("%s is not a VM: %s" % (options.document, error) if options.document else error) from None
+    return vm
+
+
+def _event(text: str) -> "Dict[str, Any]":
+    """What --event says, as the arguments of Emulator.schedule."""
+    kind, _, rest = text.partition(":")
+    event = {"kind": kind}  # type: Dict[str, Any]
+    readers = {"in": ("not_before", _duration), "resources": ("resources", lambda names: names.split("+")),
+               "duration": ("duration", lambda seconds: int(_duration(seconds))), "source": ("source", str),
+               "description": ("description", str)}  # type: Dict[str, Tuple[str, Callable[[str], Any]]]
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        name, reader = readers[_known(key, readers, "key of --event")]
+        event[name] = reader(value)
+    return event
+
+
+def _duration(text: str) -> float:
+    found = re.match(r"(-?[0-9]+(?:\.[0-9]+)?)([smh]?)$", text)
+    if not found:
+        raise ValueError("a time is like 30s, 15m or 1h, not %r" % text)
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
 
 
 def _start(vm: "Emulator", options: "Any") -> None:
@@ -1783,10 +3128,10 @@ def _start(vm: "Emulator", options: "Any") -> None:
         _log("warning: %s is not loopback; whoever reaches this machine can read what is served" % options.host)
 
 
-def _read_document(name: str) -> "Dict[str, Any]":
+def _read_json(name: str) -> "Dict[str, Any]":
     try:
         if name == "-":
-            text = sys.stdin.buffer.read()
+            text = sys.stdin.buffer.read() if sys.stdin else b""
         else:
             with open(name, "rb") as file:
                 text = file.read()
@@ -1796,24 +3141,26 @@ def _read_document(name: str) -> "Dict[str, Any]":
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("%s is not JSON: %s" % (name, error)) from None
-    if not isinstance(document, dict) or not ("compute" in document or "network" in document):
-        raise ValueError("%s is not a VM: save what /metadata/instance returns, the whole of it" % name)
-    try:
-        return complete(document)
-    except ValueError as error:
-        raise ValueError("%s is not a VM: %s" % (name, error)) from None
+    if not isinstance(document, dict):
+        raise ValueError("%s is not a VM: it holds no object" % name)
+    return document
 
 
 def _print(text: str) -> None:
     """Print a result, as UTF-8 whatever the locale."""
+    if not sys.stdout:
+        raise OSError("it is closed")
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
     sys.stdout.buffer.flush()
 
 
 def _log(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # full, closed or absent: nobody there to be told
+        pass
 
 
 def _complain(error: object, code: int) -> int:
