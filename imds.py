@@ -953,13 +953,13 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
             (r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", "guid"),
             (r"\b(?:10|127|169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}\b(?!\.\d)", "ipv4-private"),
             (r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "ipv4-public"),
-            (r"(?<![0-9a-f:])(?:[0-9a-f]{1,4}:){2,7}(?::?[0-9a-f]{1,4})(?::[0-9a-f]{1,4})*(?![0-9a-f:])", "ipv6"),
+            (r"(?<![0-9a-f:])(?:(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)*:(?::?[0-9a-f]{1,4})+)", "ipv6"),
         ):
             value = re.sub(pattern, functools.partial(found_stand_in, kind), value, flags=re.I)
         return value
 
     def found_stand_in(kind: str, found: "Any") -> str:
-        old = found.group()
+        old = str(found.group())
         if old in given:  # by the pattern before
             return old
         new = stand_in(kind, old)
@@ -2930,29 +2930,33 @@ def _watch(client: "Client", options: "Any") -> None:
     known, handlers = {}, {}  # type: Dict[str, Any], Dict[str, Any]
     live = sys.stdout.isatty() and not options.json
     incarnation = None
-    for document in client.poll_events(options.interval):
-        events = {event["EventId"]: event for event in document["Events"]}
-        if live:
-            sys.stdout.write("\r\x1b[K")
-        if options.json and document["DocumentIncarnation"] != incarnation:
-            _print(format_json(document))
-        incarnation = document["DocumentIncarnation"]
-        for event_id in list(events) + [gone for gone in known if gone not in events]:
-            event = events.get(event_id) or dict(known[event_id], EventStatus="Gone", NotBefore="")
-            if event != known.get(event_id) and not options.json:
-                _print(_event_line(event))
-            if name in event["Resources"] and event_id in events and event_id not in handlers and options.handler:
-                handlers[event_id] = subprocess.Popen(options.handler, shell=True, env=_event_environment(event))
-        known = events
-        for event_id, handler in handlers.items():
-            if handler and handler.poll() is not None:
-                handlers[event_id] = None
-                if handler.returncode == 0 and events.get(event_id, {}).get("EventStatus") == "Scheduled":
-                    client.approve(event_id)
-        soonest = min(known.values(), key=lambda event: parse_time(event["NotBefore"]) or 0, default=None)
-        if live and soonest:
-            sys.stdout.write(_event_line(soonest))
-            sys.stdout.flush()
+    try:
+        for document in client.poll_events(options.interval):
+            events = {event["EventId"]: event for event in document["Events"]}
+            if live:
+                sys.stdout.write("\r\x1b[K")
+            if options.json and document["DocumentIncarnation"] != incarnation:
+                _print(format_json(document))
+            incarnation = document["DocumentIncarnation"]
+            for event_id in list(events) + [gone for gone in known if gone not in events]:
+                event = events.get(event_id) or dict(known[event_id], EventStatus="Gone", NotBefore="")
+                if event != known.get(event_id) and not options.json:
+                    _print(_event_line(event))
+                if name in event["Resources"] and event_id in events and event_id not in handlers and options.handler:
+                    handlers[event_id] = subprocess.Popen(options.handler, shell=True, env=_event_environment(event))
+            known = events
+            for event_id, handler in handlers.items():
+                if handler and handler.poll() is not None:
+                    handlers[event_id] = None
+                    if handler.returncode == 0 and events.get(event_id, {}).get("EventStatus") == "Scheduled":
+                        client.approve(event_id)
+            soonest = min(known.values(), key=lambda event: parse_time(event["NotBefore"]) or 0, default=None)
+            if live and soonest:
+                sys.stdout.write(_event_line(soonest))
+                sys.stdout.flush()
+    finally:
+        for handler in filter(None, handlers.values()):  # what it began it should end
+            handler.wait()
 
 
 def _event_line(event: "Mapping[str, Any]") -> str:

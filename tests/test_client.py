@@ -169,7 +169,7 @@ class Request(unittest.TestCase):
 
     def test_never_through_a_proxy(self):
         with imds.Emulator() as vm, Script(reply(502, b"proxy")) as proxy:
-            variables = {name: proxy.url for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")}
+            variables = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), proxy.url)
             with mock.patch.dict(os.environ, variables):
                 before = dict(os.environ)
                 self.assertEqual(vm.get("compute/name"), "avset2")
