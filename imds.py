@@ -36,7 +36,6 @@ import os
 import re
 import sys
 import time
-import urllib.error
 import urllib.parse
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is at run time, without the import
@@ -1400,9 +1399,9 @@ class Service:
         self.attested_flaw = attested_flaw and _known(attested_flaw, FLAWS, "flaw")
         self._recorded = parts["attested"]  # type: Optional[Dict[str, str]]
         self.tenant = (parts["identity"] or {}).get("tenantId") or DEFAULT_TENANT
-        self.identities = [dict(each) for each in (parts["identity"] or {}).get("identities", [])]
-        if identities is not None or "identities" not in (parts["identity"] or {}):
-            self.identities = [self.identity(each) for each in (["system"] if identities is None else identities)]
+        self._identities = []  # type: List[Any]
+        recorded = (parts["identity"] or {}).get("identities", ["system"])
+        self.identities = recorded if identities is None else identities
         self._tokens = {}  # type: Dict[Tuple[str, str], Tuple[float, str]]
         self._views = {}  # type: Dict[Tuple[str, bool], Dict[str, Any]]
         self._pages = {}  # type: Dict[Tuple[Any, ...], Tuple[str, bytes]]
@@ -1451,13 +1450,24 @@ class Service:
     def identity(self, spec: str) -> "Dict[str, str]":
         """The identity called "system" or "user:NAME", its ids made from the VM's."""
         compute, (kind, _, name) = self.instance["compute"], spec.partition(":")
-        if spec != "system" and (kind != "user" or not name):
-            raise ValueError("an identity is 'system' or 'user:NAME', not %r" % spec)
         resource_id = compute["resourceId"] if kind == "system" else (
             "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
             % (compute["subscriptionId"], compute["resourceGroupName"], name))
         return {"type": kind, "clientId": guid(compute["vmId"], spec, "client"),
                 "objectId": guid(compute["vmId"], spec, "object"), "resourceId": resource_id}
+
+    @property
+    def identities(self) -> "List[Dict[str, str]]":
+        """The managed identities: dicts of type, clientId, objectId, resourceId. May be set to names, too."""
+        self._identities = [self.identity(each) if isinstance(each, str) else each for each in self._identities]
+        return self._identities
+
+    @identities.setter
+    def identities(self, identities: "Iterable[Any]") -> None:
+        self._identities = list(identities)  # names are looked into when they are first needed
+        for each in self._identities:
+            if not isinstance(each, dict) and each != "system" and not re.match("user:.", str(each)):
+                raise ValueError("an identity is 'system' or 'user:NAME', not %r" % each)
 
     # --- requests
 
@@ -1476,7 +1486,8 @@ class Service:
         """The content type and body of an answer, or a _Refusal: every rule, in the order of the service."""
         path, endpoint, query, headers = asked.path, asked.endpoint, asked.query, request.headers
         inside = path[:1] == ("metadata",)
-        has_header = all(value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
+        has_header = headers.get("metadata") == "true" or all(
+            value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
         if request.verb not in _verbs(endpoint):
             raise _Refusal("verb" if inside else "outside-verb")
         if not inside:
@@ -1767,10 +1778,10 @@ def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
 
 def _known(name: str, names: "Iterable[str]", kind: str) -> str:
     """``name``, if it is one of ``names``; else a ValueError that suggests the right one."""
-    import difflib
-
     if name in names:
         return name
+    import difflib
+
     nearest = difflib.get_close_matches(name.lower(), {known.lower(): known for known in names}, n=1, cutoff=0.5)
     right = [known for known in names if known.lower() in nearest]
     raise ValueError("there is no %s %r; %s" % (
@@ -1804,7 +1815,13 @@ def read_head(data: bytes) -> "Optional[Tuple[Tuple[str, str, str], Dict[str, st
         raise _Refusal("headers-size")
     if not found:
         return None
-    lines = data[:found.start()].decode("latin-1").replace("\r\n", "\n").split("\n")
+    line, headers = _parse_head(data[:found.start()])
+    return line, headers, found.end()
+
+
+@functools.lru_cache(maxsize=64)  # a client says the same each time
+def _parse_head(head: bytes) -> "Tuple[Tuple[str, str, str], Dict[str, str]]":
+    lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     headers = {}  # type: Dict[str, str]
     for line in lines[1:]:
         name, colon, value = line.partition(":")
@@ -1812,19 +1829,14 @@ def read_head(data: bytes) -> "Optional[Tuple[Tuple[str, str, str], Dict[str, st
             raise _Refusal("malformed")
         name, value = name.lower(), value.strip(" \t")
         headers[name] = headers[name] + "," + value if name in headers else value
-    return _read_line(lines[0]), headers, found.end()
-
-
-@functools.lru_cache(maxsize=256)
-def _read_line(line: str) -> "Tuple[str, str, str]":
-    words = line.split(" ")
+    words = lines[0].split(" ")
     if len(words) != 3 or not words[0] or not TOKEN.issuperset(words[0]) or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
         raise _Refusal("malformed")
     if not all("!" <= char <= "~" for char in words[1]):
         raise _Refusal("malformed")
     if words[0] != "CONNECT" and not words[1].lower().startswith(("/", "http://", "*")):
         raise _Refusal("malformed")
-    return words[0], words[1], words[2]
+    return (words[0], words[1], words[2]), headers
 
 
 def read_body(headers: "Mapping[str, str]", data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
@@ -1874,12 +1886,17 @@ def _read_chunks(data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
 
 def _write(response: "Response", with_body: bool, connection: str) -> bytes:
     """A response as bytes."""
-    lines = ["HTTP/1.1 %d %s" % (response.status, http.HTTPStatus(response.status).phrase)]
+    lines = [_status_line(response.status)]
     lines += ["%s: %s" % header for header in response.headers]
     if connection:
         lines.append("Connection: " + connection)
     head = "\r\n".join(lines) + "\r\n\r\n"
     return head.encode("latin-1") + response.body if with_body else head.encode("latin-1")
+
+
+@functools.lru_cache(maxsize=None)
+def _status_line(status: int) -> str:
+    return "HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)
 
 
 class _Conversation:
@@ -1979,7 +1996,7 @@ def _http_server(
 
         def __init__(self, client: "socket.socket", peer: str) -> None:
             self.socket, self.conversation = client, converse(peer)
-            self.unsent, self.since, self.lingering = b"", time.monotonic(), False
+            self.unsent, self.since, self.blocked, self.lingering = b"", time.monotonic(), False, False
 
         def is_idle(self) -> bool:
             return not self.unsent and not self.conversation.in_request and self.since < time.monotonic() - 1
@@ -2090,11 +2107,12 @@ def _http_server(
                 except BlockingIOError:
                     sent = 0
                 connection.unsent = connection.unsent[sent:]
-                if connection.unsent:
-                    self.selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+                if bool(connection.unsent) != connection.blocked:
+                    connection.blocked = not connection.blocked
+                    event = selectors.EVENT_WRITE if connection.blocked else selectors.EVENT_READ
+                    self.selector.modify(connection.socket, event, connection)
+                if connection.blocked:
                     return
-                if self.selector.get_key(connection.socket).events != selectors.EVENT_READ:
-                    self.selector.modify(connection.socket, selectors.EVENT_READ, connection)
             if connection.conversation.over:  # closed at once, unread data would reset it before the answer is read
                 connection.socket.shutdown(socket.SHUT_WR)
                 connection.lingering, connection.since = True, time.monotonic()
@@ -2245,8 +2263,7 @@ class Emulator:
     @identities.setter
     def identities(self, identities: "Iterable[Any]") -> None:
         with self._lock:
-            self._service.identities = [
-                self._service.identity(each) if isinstance(each, str) else dict(each) for each in identities]
+            self._service.identities = [each if isinstance(each, str) else dict(each) for each in identities]
 
     def schedule(
         self, kind: str, resources: "Optional[Iterable[str]]" = None, not_before: "Optional[float]" = None,
@@ -2681,6 +2698,7 @@ def _fetch(
     """One GET, or a POST of ``body``; no proxy, no redirect, no error for a status. Raises OSError or NotIMDS."""
     import http.client
     import socket
+    import urllib.error
     import urllib.request
 
     class Socket(socket.socket):
@@ -2784,7 +2802,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         split = arguments.index("--")
         arguments, command = arguments[:split], arguments[split + 1:]
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser(arguments).parse_args(arguments)
         options.command = command
         return int(options.run(options) or 0)
     except Error as error:
@@ -2800,92 +2818,105 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         return 130
 
 
-def _parser() -> "Any":
+def _parser(arguments: "Sequence[str]") -> "Any":
     import argparse
 
-    parser = argparse.ArgumentParser(
-        prog="python3 -m imds", description="Client and emulator of the Azure Instance Metadata Service.",
-        epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version="imds " + __version__)
-    commands = parser.add_subparsers(metavar="COMMAND", dest="name")
+    def parser(make: "Callable[..., Any]", name: str, text: str, **more: str) -> "Any":
+        return make(name, description=text, epilog=EXIT_CODES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    whole = parser(argparse.ArgumentParser, "python3 -m imds",
+                   "Client and emulator of the Azure Instance Metadata Service.")
+    whole.add_argument("--version", action="version", version="imds " + __version__)
+    commands = whole.add_subparsers(metavar="COMMAND", dest="name")
     commands.required = True
-
-    def add(name: str, run: "Callable[[Any], Any]", text: str) -> "Any":
-        command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, (run, text, options) in COMMANDS.items():
+        command = parser(commands.add_parser, name, text, help=text)
         command.set_defaults(run=run)
-        return command
+        for add_options in options if name in arguments else ():  # making them all would cost `get` 4 ms
+            add_options(command)
+    return whole
 
-    asking = add("get", _get, "print what the service says")
-    asking.add_argument("paths", metavar="PATH", nargs="*",
-                        help="like compute/vmId, or a URL from the documentation; none is the whole document")
-    asking.add_argument("--format", choices=("json", "text"), help="print a leaf as JSON, or a container as a listing")
 
-    events = add("events", _events, "print, watch and approve scheduled events")
-    events.add_argument("--json", action="store_true", help="as the service says it, for programs")
-    events.add_argument("--watch", action="store_true", help="a line for each change, until interrupted")
-    events.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1,
-                        help="between two looks (default: 1)")
-    events.add_argument("--approve", metavar="ID|all", help="let an event start now")
-    events.add_argument("--exec", metavar="CMD", dest="handler",
-                        help="with --watch: run CMD for each event of this VM, told about it in $EVENT_ID, _TYPE, "
-                             "_STATUS, _RESOURCES, _NOT_BEFORE, _DESCRIPTION, _SOURCE, _DURATION; approve it if CMD "
-                             "ends with 0")
+def _get_options(command: "Any") -> None:
+    command.add_argument("paths", metavar="PATH", nargs="*",
+                         help="like compute/vmId, or a URL from the documentation; none is the whole document")
+    command.add_argument("--format", choices=("json", "text"), help="print a leaf as JSON, or a container as a listing")
+    command.add_argument("--api-version", metavar="DATE",
+                         help="default: the newest that is known here, or else the newest that the service offers")
 
-    getting = add("token", _token, "print an access token of a managed identity")
-    getting.add_argument("resource", metavar="RESOURCE", help="like https://vault.azure.net")
+
+def _client_options(command: "Any") -> None:
+    command.add_argument("--endpoint", metavar="URL", help="default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT)
+    command.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long, retries included")
+
+
+def _events_options(command: "Any") -> None:
+    command.add_argument("--json", action="store_true", help="as the service says it, for programs")
+    command.add_argument("--watch", action="store_true", help="a line for each change, until interrupted")
+    command.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1,
+                         help="between two looks (default: 1)")
+    command.add_argument("--approve", metavar="ID|all", help="let an event start now")
+    command.add_argument("--exec", metavar="CMD", dest="handler",
+                         help="with --watch: run CMD for each event of this VM, told about it in $EVENT_ID, _TYPE, "
+                              "_STATUS, _RESOURCES, _NOT_BEFORE, _DESCRIPTION, _SOURCE, _DURATION; approve it if CMD "
+                              "ends with 0")
+
+
+def _token_options(command: "Any") -> None:
+    command.add_argument("resource", metavar="RESOURCE", help="like https://vault.azure.net")
     for name in ("client-id", "object-id", "msi-res-id"):
-        getting.add_argument("--" + name, metavar="ID", help="which identity")
-    getting.add_argument("--json", action="store_true", help="the whole answer")
+        command.add_argument("--" + name, metavar="ID", help="which identity")
+    command.add_argument("--json", action="store_true", help="the whole answer")
 
-    proving = add("attested", _attested, "print the attested document; its signature is not checked")
-    proving.add_argument("--nonce", metavar="TEXT", help="to be found in it; at most %d characters" % MAX_NONCE)
-    proving.add_argument("--content", action="store_true", help="print what it says")
-    proving.add_argument("--der", action="store_true", help="print its PKCS#7 as bytes, for openssl")
 
-    taking = add("snapshot", _snapshot, "print the whole VM as JSON, for serve; no token is in it")
-    taking.add_argument("--redact", action="store_true", help="with stand-ins for ids, names, addresses and keys")
-    for command in (asking, events, getting, proving, taking):
-        command.add_argument("--endpoint", metavar="URL", help="default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT)
-        command.add_argument("--timeout", metavar="SECONDS", type=_seconds,
-                             help="give up after so long, retries included")
-    asking.add_argument("--api-version", metavar="DATE", help="default: the newest that both sides know")
+def _attested_options(command: "Any") -> None:
+    command.add_argument("--nonce", metavar="TEXT", help="to be found in it; at most %d characters" % MAX_NONCE)
+    command.add_argument("--content", action="store_true", help="print what it says")
+    command.add_argument("--der", action="store_true", help="print its PKCS#7 as bytes, for openssl")
 
-    comparing = add("diff", _diff, "print what differs between two VMs, path by path; exit code 1 if anything does")
+
+def _snapshot_options(command: "Any") -> None:
+    command.add_argument("--redact", action="store_true", help="with stand-ins for ids, names, addresses and keys")
+
+
+def _diff_options(command: "Any") -> None:
     for name in ("A", "B"):
-        comparing.add_argument(name, help="a file, or the URL of an endpoint")
-    add("test-ca", lambda options: _print(test_ca().rstrip()),
-        "print the certificate of the authority behind the emulator's attested documents")
+        command.add_argument(name, help="a file, or the URL of an endpoint")
 
-    serving = add("serve", _serve, "emulate the service until interrupted")
-    serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 is a free one (default: %(default)s)")
-    running = add("exec", _exec, "run a command against an emulator of its own: exec [OPTIONS] -- COMMAND ...")
-    running.add_argument("--port", type=int, default=0, help="default: a free one")
-    for command in (serving, running):
-        command.add_argument("document", metavar="VM.json", nargs="?",
-                             help="what /metadata/instance returns, of a real VM for example, or what snapshot prints; "
-                                  "- is standard input")
-        command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-        command.add_argument("--profile", default="linux", help="built-in VM: %s" % ", ".join(VMS))
-        command.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
-                             help="change a value of the VM, like compute.vmSize=Standard_D4s_v5 (repeatable)")
-        command.add_argument("--cloud", help="azEnvironment: %s" % ", ".join(CLOUDS))
-        command.add_argument("--as-of", metavar="YEAR", help="2018: the service of the 2018 document")
-        command.add_argument("--api-versions", metavar="DATE,...", help="serve only these")
-        command.add_argument("--rate-limit", metavar="N", type=float, help="requests a second (default: no limit)")
-        command.add_argument("--event", metavar="TYPE[:KEY=VALUE,...]", action="append", default=[],
-                             help="schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, "
-                                  "duration, source, description (repeatable)")
-        command.add_argument("--scenario", action="append", default=[], help="schedule: %s" % ", ".join(SCENARIOS))
-        command.add_argument("--identity", metavar="system|user:NAME|none", action="append",
-                             help="a managed identity that it has (repeatable; default: system)")
-        command.add_argument("--load-balancer", action="store_true", help="put it behind a load balancer")
-        command.add_argument("--attested-flaw", metavar="NAME",
-                             help="give attested documents that must be refused: %s" % ", ".join(FLAWS))
-        command.add_argument("--time-scale", metavar="N", type=_seconds, default=1,
-                             help="let its time run so many times as fast")
-        command.add_argument("--quiet", action="store_true", help="no access log")
-    return parser
+
+def _serve_options(command: "Any") -> None:
+    command.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 is a free one (default: %(default)s)")
+
+
+def _exec_options(command: "Any") -> None:
+    command.add_argument("--port", type=int, default=0, help="default: a free one")
+
+
+def _emulator_options(command: "Any") -> None:
+    command.add_argument("document", metavar="VM.json", nargs="?",
+                         help="what /metadata/instance returns, of a real VM for example, or what snapshot prints; "
+                              "- is standard input")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    command.add_argument("--profile", default="linux", help="built-in VM: %s" % ", ".join(VMS))
+    command.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
+                         help="change a value of the VM, like compute.vmSize=Standard_D4s_v5 (repeatable)")
+    command.add_argument("--cloud", help="azEnvironment: %s" % ", ".join(CLOUDS))
+    command.add_argument("--as-of", metavar="YEAR", help="2018: the service of the 2018 document")
+    command.add_argument("--api-versions", metavar="DATE,...", help="serve only these")
+    command.add_argument("--rate-limit", metavar="N", type=float, help="requests a second (default: no limit)")
+    command.add_argument("--event", metavar="TYPE[:KEY=VALUE,...]", action="append", default=[],
+                         help="schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, "
+                              "duration, source, description (repeatable)")
+    command.add_argument("--scenario", action="append", default=[], help="schedule: %s" % ", ".join(SCENARIOS))
+    command.add_argument("--identity", metavar="system|user:NAME|none", action="append",
+                         help="a managed identity that it has (repeatable; default: system)")
+    command.add_argument("--load-balancer", action="store_true", help="put it behind a load balancer")
+    command.add_argument("--attested-flaw", metavar="NAME",
+                         help="give attested documents that must be refused: %s" % ", ".join(FLAWS))
+    command.add_argument("--time-scale", metavar="N", type=_seconds, default=1,
+                         help="let its time run so many times as fast")
+    command.add_argument("--quiet", action="store_true", help="no access log")
 
 
 def _seconds(text: str) -> float:
@@ -3170,6 +3201,28 @@ def _log(line: str) -> None:
 def _complain(error: object, code: int) -> int:
     _log("imds: %s" % error)
     return code
+
+
+def _test_ca(options: "Any") -> None:
+    _print(test_ca().rstrip())
+
+
+# What runs, what the help says of it, and what adds its options.
+COMMANDS = {
+    "get": (_get, "print what the service says", (_get_options, _client_options)),
+    "events": (_events, "print, watch and approve scheduled events", (_events_options, _client_options)),
+    "token": (_token, "print an access token of a managed identity", (_token_options, _client_options)),
+    "attested": (_attested, "print the attested document; its signature is not checked",
+                 (_attested_options, _client_options)),
+    "snapshot": (_snapshot, "print the whole VM as JSON, for serve; no token is in it",
+                 (_snapshot_options, _client_options)),
+    "diff": (_diff, "print what differs between two VMs, path by path; exit code 1 if anything does",
+             (_diff_options,)),
+    "serve": (_serve, "emulate the service until interrupted", (_serve_options, _emulator_options)),
+    "exec": (_exec, "run a command against an emulator of its own: exec [OPTIONS] -- COMMAND ...",
+             (_exec_options, _emulator_options)),
+    "test-ca": (_test_ca, "print the certificate of the authority behind the emulator's attested documents", ()),
+}  # type: Dict[str, Tuple[Callable[[Any], Any], str, Sequence[Callable[[Any], None]]]]
 
 
 if __name__ == "__main__":
