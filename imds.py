@@ -29,7 +29,6 @@ The file has six rooms. Each knows only the rooms above it:
 
 import collections
 import functools
-import http
 import itertools
 import json
 import os
@@ -46,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Client", "Clock", "Emulator", "Error", "NotFound", "NotIMDS", "Refused", "Unavailable", "Unreachable",
     "approve", "attested", "format_text", "get", "resolve", "scheduled_events", "token", "watch_events",
+    "parse_time",
 ]
 
 
@@ -58,7 +58,8 @@ __all__ = [
 
 # Every documented api-version and the fields it added to /metadata/instance. A name with {} is an
 # object, with [{}] a list of objects, alone a string; `:bool` is the one JSON boolean there is.
-# The first line is the preview with its own shape; the second starts what all later ones add to.
+# Lists hold objects only. The first row is the preview with its own shape; the second starts what all
+# later ones add to. A new api-version is one row.
 VERSIONS = {
     "2017-03-01": "compute{location name offer osType platformFaultDomain platformUpdateDomain publisher sku version"
                   " vmId vmSize} network{interface[{ipv4{ipaddress[{ipaddress publicip}]"
@@ -108,7 +109,9 @@ VERSIONS = {
     "2024-07-17": "",
     "2025-04-07": "",
 }
-PREVIEW, FIRST_GA, NEWEST = "2017-03-01", "2017-04-02", "2025-04-07"
+PREVIEW, FIRST_GA, NEWEST = "2017-03-01", "2017-04-02", max(VERSIONS)
+
+DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}$"  # the form of an api-version
 
 # What the preview called the fields of today.
 PREVIEW_NAMES = {
@@ -130,8 +133,9 @@ CLOUDS = {
 # Path under /metadata: the verbs it takes and the api-version that introduced it (None: it has none).
 ENDPOINTS = {
     "attested/document": (("GET",), "2018-10-01"),
-    "identity/credential": (("GET", "POST"), None),  # this and the next but one: a newer way to a token, which
-    "identity/getplatformmetadata": (("GET", "POST"), None),  # SDKs probe for; it is not here, and 404 says so
+    # A newer way to a token, which SDKs probe for with no api-version: not here, and 404 says so.
+    "identity/credential": (("GET", "POST"), None),
+    "identity/getplatformmetadata": (("GET", "POST"), None),
     "identity/issuecredential": (("GET", "POST"), None),
     "identity/info": (("GET",), "2018-02-01"),
     "identity/oauth2/token": (("GET",), "2018-02-01"),
@@ -151,25 +155,28 @@ EVENT_VERSIONS = {
     "2019-08-01": "EventSource",
     "2020-07-01": "DurationInSeconds",
 }
-EVENTS_NEWEST, EVENTS_GA = "2020-07-01", "2017-08-01"
+EVENT_FIELDS = (  # of a document: type, and what it is when it is not said
+    ("EventId", str, ""), ("EventStatus", str, "Scheduled"), ("Resources", list, []), ("NotBefore", str, ""),
+    ("Description", str, ""), ("EventSource", str, "Platform"), ("DurationInSeconds", int, -1),
+)  # type: Tuple[Tuple[str, type, Any], ...]
+EVENTS_GA, EVENTS_NEWEST = "2017-08-01", max(EVENT_VERSIONS)
 
-# EventType: the version that knows it, and what it says unless told otherwise: seconds of notice,
-# DurationInSeconds (-1: unknown), Description by EventSource. All documented but those that are empty.
+# EventType: the version that knows it; seconds of notice; DurationInSeconds (-1: unknown); seconds for
+# which it is Started; Description by EventSource, empty where there is none. The seconds of Started are
+# those of Azure's own scenarios, the text of Redeploy by a user is chosen, all else is documented.
 MAINTENANCE = "Host server is undergoing maintenance."
 EVENT_TYPES = {
-    "Freeze": ("2017-03-01", 900, 5, {
+    "Freeze": ("2017-03-01", 900, 5, 300, {
         "Platform": "Virtual machine is being paused because of a memory-preserving Live Migration operation."}),
-    "Reboot": ("2017-03-01", 900, -1, {
+    "Reboot": ("2017-03-01", 900, -1, 600, {
         "Platform": MAINTENANCE,
         "User": "Virtual machine is going to be restarted as requested by authorized user."}),
-    "Redeploy": ("2017-03-01", 600, -1, {
+    "Redeploy": ("2017-03-01", 600, -1, 600, {
         "Platform": MAINTENANCE,
         "User": "Virtual machine is going to be redeployed as requested by authorized user."}),
-    "Preempt": ("2017-11-01", 30, -1, {}),
-    "Terminate": ("2019-01-01", 300, -1, {}),
+    "Preempt": ("2017-11-01", 30, -1, 600, {}),
+    "Terminate": ("2019-01-01", 300, -1, 600, {}),
 }
-STARTED_SECONDS = {"Freeze": 300}  # how long an event is Started before it is gone; the others:
-OTHER_STARTED_SECONDS = 600
 
 # Azure's own scenarios of July 2025: EventType, EventSource, Description (None: the type's), seconds of
 # notice, seconds of Started, seconds until it is cancelled.
@@ -189,7 +196,9 @@ ATTESTED_VERSIONS = {
     "2019-11-01": "sku",
     "2020-09-01": "licenseType",
 }
-ATTESTED_SECONDS = 6 * 3600  # how long one is valid (observed)
+ATTESTED_TIME, ATTESTED_NONCE = "%m/%d/%y %H:%M:%S -0000", "%Y%m%d-%H%M%S"  # its times, and its own nonce
+ATTESTED_SECONDS = 6 * 3600  # how long one is valid (observed); its certificate is backdated, and lasts:
+CERTIFICATE_BACKDATED, CERTIFICATE_SECONDS = 30 * 86400, 330 * 86400
 MAX_NONCE = 32  # characters
 
 # What makes an attested document one that a verifier must refuse.
@@ -209,7 +218,8 @@ LOAD_BALANCER = {
     "outboundRules": ("frontendIpAddress", "privateIpAddress"),
 }
 
-# How a request for a token names an identity, and a token's times in seconds.
+# What is known of an identity, how a request for a token names one, and a token's times in seconds.
+IDENTITY_FIELDS = ("type", "clientId", "objectId", "resourceId")
 SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "resourceId", "mi_res_id": "resourceId"}
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
@@ -272,7 +282,8 @@ unavailable.</h3>
 """.replace("\n", "\r\n")  # the stock page of IIS, 1245 bytes
 
 # Why a request is refused: status, the words for the access log, the body. The blanks are the service's.
-# $verb, $path, $value and $newest stand for parts of the request and the three newest versions served.
+# $verb, $path, $value, $tenant and $newest stand for parts of the request, the identity service's tenant
+# and the three newest versions served. A component with words of its own has them in DIALECTS below.
 BAD_REQUEST = '{ "error": "Bad request" }'
 REFUSALS = {
     "verb": (405, "verb not allowed", '{ "error": "Not allowed" }'),
@@ -342,6 +353,13 @@ DIALECTS = {
     },
 }
 
+# Reason phrases, the same on every Python.
+REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
+    413: "Content Too Large", 414: "URI Too Long", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error",
+}
+
 # What a body is, by how it begins (none of these: text), and the header set that goes with it, in the
 # order of the wire (observed). JSON and text come from the service, pages from the web server before it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
@@ -358,6 +376,9 @@ IMDS_SERVER, IIS_SERVER = "IMDS/150.870.65.1854", "Microsoft-IIS/10.0"
 
 # Requests a second that the documentation allows: in all; to the identity service, and how many of these at once.
 RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
+
+# Where the service is, and where the emulator is unless told otherwise.
+DEFAULT_ENDPOINT, DEFAULT_PORT = "http://169.254.169.254", 8169
 
 # What of a document says who or where it is, and what takes its place: by the path, list indexes left out.
 # GUIDs, addresses and resource ids are found wherever they stand.
@@ -385,10 +406,16 @@ REDACTED = {
     "instance.network.interface.macAddress": "mac",
     "scheduledevents.Events.Resources": "name",
 }
+FOUND_ANYWHERE = (
+    ("guid", "(?<![0-9a-f])[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?![0-9a-f])"),
+    ("private", r"(?<![\d.])(?:10|127|169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}(?![\d.])"),
+    ("public", r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"),
+    ("ipv6", "(?<![0-9a-f:])(?:(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)*:(?::?[0-9a-f]{1,4})+)"),
+)
 STAND_INS = {
-    "data": "cmVkYWN0ZWQ=", "guid": "00000000-0000-4000-8000-%012x", "ipv4-private": "10.0.0.%d",
-    "ipv4-public": "203.0.113.%d", "ipv6": "2001:db8::%x", "mac": "00155D%06X", "name": "name%d", "tag": "tag%d",
-    "url": "https://redacted.example/%d", "value": "value%d",
+    "data": "cmVkYWN0ZWQ=", "guid": "00000000-0000-4000-8000-%012x", "private": "10.0.0.%d", "public": "203.0.113.%d",
+    "ipv6": "2001:db8::%x", "mac": "00155D%06X", "name": "name%d", "tag": "tag%d", "value": "value%d",
+    "url": "https://redacted.example/%d",
     "key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY redacted",
 }
 
@@ -766,18 +793,20 @@ def _fields_until(version: str, table: "Mapping[str, str]") -> "Dict[str, Any]":
 
 def _fields(text: str) -> "Dict[str, Any]":
     """'a b{c} d[{e:bool}]', a row of VERSIONS -> {"a": "", "b": {"c": ""}, "d": [{"e": False}]}"""
-    for mark, token in ("[{", " [ "), ("}]", " ] "), ("{", " { "), ("}", " } "):
-        text = text.replace(mark, token)
+    for mark, spaced in ("[{", " [ "), ("}]", " ] "), ("{", " { "), ("}", " } "):
+        text = text.replace(mark, spaced)
     name, open_containers = "", [{}]  # type: Tuple[str, List[Dict[str, Any]]]
-    for token in text.split():
-        if token in "{[":
+    for word in text.split():
+        if word in "{[":
             inner = {}  # type: Dict[str, Any]
-            open_containers[-1][name] = inner if token == "{" else [inner]
+            open_containers[-1][name] = inner if word == "{" else [inner]
             open_containers.append(inner)
-        elif token in "}]":
+        elif word in "}]":
             open_containers.pop()
         else:
-            name, _, kind = token.partition(":")
+            name, _, kind = word.partition(":")
+            if not re.match(r"\w+$", name):
+                raise ValueError("%r is not the name of a field, in %r" % (word, text))
             open_containers[-1][name] = False if kind == "bool" else ""
     return open_containers[0]
 
@@ -874,6 +903,45 @@ def assign(document: "Dict[str, Any]", name: str, text: str) -> None:
     node[int(last) if isinstance(node, list) else last] = value
 
 
+def _known(name: str, names: "Iterable[str]", kind: str) -> str:
+    """``name``, if it is one of ``names``; else a ValueError that suggests the right one."""
+    if name in names:
+        return name
+    import difflib
+
+    nearest = difflib.get_close_matches(name.lower(), {known.lower(): known for known in names}, n=1, cutoff=0.5)
+    right = [known for known in names if known.lower() in nearest]
+    raise ValueError("there is no %s %r; %s" % (
+        kind, name, "did you mean %s?" % right[0] if right else "there are " + ", ".join(names)))
+
+
+def parse_time(text: str) -> "Optional[float]":
+    """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
+    an empty one. Raises ValueError."""
+    import calendar
+    import email.utils
+
+    if not text:
+        return None
+    parsed = email.utils.parsedate_tz(text)
+    if parsed:
+        return email.utils.mktime_tz(parsed)
+    return calendar.timegm(time.strptime(re.sub(r"(\.\d+)?Z$", "", text), "%Y-%m-%dT%H:%M:%S"))
+
+
+def _http_date(seconds: float) -> str:
+    from email.utils import formatdate
+
+    return formatdate(int(seconds), usegmt=True)
+
+
+def guid(*words: str) -> str:
+    """A GUID made of ``words``, the same each time."""
+    import uuid
+
+    return str(uuid.uuid5(uuid.UUID(DEFAULT_TENANT), "/".join(words)))
+
+
 # --- whole VMs: what more than the instance document a file may hold
 
 PARTS = ("instance", "scheduledevents", "identity", "loadbalancer", "attested")
@@ -890,51 +958,86 @@ def split_document(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     if unknown:
         raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
     for name in PARTS[1:]:
-        if not isinstance(parts[name], (dict, type(None))):
-            raise ValueError("%s must be an object, not %s" % (name, _kind(parts[name])))
+        if parts[name] is not None:
+            _check(parts[name], dict, name)
+    events, identity = parts["scheduledevents"] or {}, parts["identity"] or {}
+    _check(events.get("DocumentIncarnation", 1), int, "scheduledevents.DocumentIncarnation")
+    for at, event in enumerate(_check(events.get("Events", []), list, "scheduledevents.Events")):
+        where = "scheduledevents.Events.%d" % at
+        _check(event, dict, where)
+        _known(_check(event.get("EventType"), str, where + ".EventType"), EVENT_TYPES, "EventType")
+        for field, kind, default in EVENT_FIELDS:
+            _check(event.get(field, default), kind, where + "." + field)
+        parse_time(event.get("NotBefore", ""))
+        for resource in event.get("Resources", []):
+            _check(resource, str, where + ".Resources")
+    _check(identity.get("tenantId", ""), str, "identity.tenantId")
+    check_identities(_check(identity.get("identities", []), list, "identity.identities"))
+    rules = _check((parts["loadbalancer"] or {}).get("loadbalancer", parts["loadbalancer"] or {}), dict, "loadbalancer")
+    for name in LOAD_BALANCER:
+        for rule in _check(rules.get(name, []), list, "loadbalancer." + name):
+            _check(rule, dict, "loadbalancer." + name)
+    for field in ("encoding", "signature") if parts["attested"] else ():
+        _check(parts["attested"].get(field), str, "attested." + field)
     return parts
 
 
-def balance(
-    document: "Optional[Mapping[str, Any]]", instance: "Mapping[str, Any]", wanted: bool,
-) -> "Optional[Dict[str, Any]]":
-    """The load balancer's document in the order of the wire: the one given; or, where one is ``wanted``,
-    a public one before the first address of the VM."""
-    if document is None and not wanted:
-        return None
-    if document is None:
-        addresses = [address for interface in instance["network"]["interface"]
-                     for address in interface["ipv4"]["ipAddress"]]
-        private = addresses[0]["privateIpAddress"] if addresses else "10.0.0.4"
-        document = {
-            "publicIpAddresses": [{"frontendIpAddress": "203.0.113.10", "privateIpAddress": private}],
-            "inboundRules": [{"frontendIpAddress": "203.0.113.10", "protocol": "tcp", "frontendPort": 443,
-                              "backendPort": 8443, "privateIpAddress": private}],
-            "outboundRules": [{"frontendIpAddress": "203.0.113.10", "privateIpAddress": private}],
-        }
+def _check(node: "Any", kind: type, path: str) -> "Any":
+    """``node``, if it is of a type; else a ValueError that names its path."""
+    if not isinstance(node, kind) or isinstance(node, bool):
+        names = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+        raise ValueError("%s must be %s, not %s" % (path, names[kind], _kind(node)))
+    return node
+
+
+def check_identities(identities: "Iterable[Any]") -> "List[Any]":
+    """The identities as a list, or a ValueError: each is "system", "user:NAME", or a dict of IDENTITY_FIELDS."""
+    checked = list(identities)
+    for identity in checked:
+        if isinstance(identity, dict):
+            for field in IDENTITY_FIELDS:
+                _check(identity.get(field), str, "identity." + field)
+        elif identity != "system" and not re.match("user:.", str(identity)):
+            raise ValueError("an identity is 'system' or 'user:NAME', not %r" % identity)
+    return checked
+
+
+def balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """A load balancer's document, checked, in the order of the wire."""
     document = document.get("loadbalancer", document)
-    result = {}
-    for name, fields in LOAD_BALANCER.items():
-        rules = document.get(name, [])
-        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-            raise ValueError("loadbalancer.%s must be a list of objects" % name)
-        result[name] = [dict([(field, rule[field]) for field in fields if field in rule]
-                             + [item for item in rule.items() if item[0] not in fields]) for rule in rules]
-    result.update((name, more) for name, more in document.items() if name not in result)
-    return result
+    rules = {name: [_in_order(rule, fields) for rule in document.get(name, [])]
+             for name, fields in LOAD_BALANCER.items()}
+    return _in_order(dict(document, **rules), tuple(LOAD_BALANCER))
+
+
+def _in_order(node: "Mapping[str, Any]", names: "Sequence[str]") -> "Dict[str, Any]":
+    """``node`` with ``names`` first, and then what else it has."""
+    return {name: node[name] for name in list(names) + [more for more in node if more not in names] if name in node}
+
+
+def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """A public load balancer before the first address of a VM."""
+    addresses = [address for interface in instance["network"]["interface"]
+                 for address in interface["ipv4"]["ipAddress"]]
+    both = {"frontendIpAddress": "203.0.113.10",
+            "privateIpAddress": addresses[0]["privateIpAddress"] if addresses else "10.0.0.4"}
+    return {"publicIpAddresses": [both], "outboundRules": [both],
+            "inboundRules": [dict(both, protocol="tcp", frontendPort=443, backendPort=8443)]}
 
 
 def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     """Return a whole VM with stand-ins of the same form for what says whose it is: the same one for the
     same value, wherever it stands. The attested document is left out: its signature can't be redacted."""
-    numbers, given = {}, set()  # type: Dict[Tuple[str, str], int], set[str]
+    numbers = {}  # type: Dict[Tuple[str, str], int]
+    pattern = re.compile("|".join("(?P<%s>%s)" % row for row in FOUND_ANYWHERE), re.I)
 
     def stand_in(kind: str, value: str) -> str:
         form = STAND_INS[kind]
         if not value or "%" not in form:
             return value and form
         same_kind = [number for (other, _), number in numbers.items() if other == kind]
-        return form % numbers.setdefault((kind, value.lower()), len(same_kind) + 1)
+        text = form % numbers.setdefault((kind, value.lower()), len(same_kind) + 1)
+        return text.upper() if kind == "guid" and value.isupper() else text
 
     def name(value: str) -> str:
         """web_1, web000001 and web_OsDisk_1 keep what comes after web."""
@@ -942,28 +1045,13 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
         return stand_in("name", found.group(1)) + found.group(2) if found else stand_in("name", value)
 
     def anywhere(value: str) -> str:
-        if value.lower().startswith("/subscriptions/"):  # and then type, name, type, name; "providers" has no name
+        if value.lower().startswith("/subscriptions/"):  # then come a type and a name in turn, and one namespace
             words = value.split("/")
             for at in [4] + list(range(8, len(words), 2)):
                 if at < len(words) and not words[at].isdecimal():
                     words[at] = name(words[at])
             value = "/".join(words)
-        for pattern, kind in (
-            (r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", "guid"),
-            (r"\b(?:10|127|169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}\b(?!\.\d)", "ipv4-private"),
-            (r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])", "ipv4-public"),
-            (r"(?<![0-9a-f:])(?:(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)*:(?::?[0-9a-f]{1,4})+)", "ipv6"),
-        ):
-            value = re.sub(pattern, functools.partial(found_stand_in, kind), value, flags=re.I)
-        return value
-
-    def found_stand_in(kind: str, found: "Any") -> str:
-        old = str(found.group())
-        if old in given:  # by the pattern before
-            return old
-        new = stand_in(kind, old)
-        given.add(new)
-        return new.upper() if old.isupper() else new
+        return pattern.sub(lambda found: stand_in(str(found.lastgroup), found.group()), value)
 
     def clean(node: "Any", path: str) -> "Any":
         if isinstance(node, dict):
@@ -998,6 +1086,9 @@ def diff(before: "Any", after: "Any", path: str = "") -> "Iterator[Tuple[str, An
 
 
 # --- signatures: RSA and DER, as much as a token and an attested document need
+
+SHA256_WITH_RSA, RSA = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1"
+
 
 def sign(content: bytes) -> bytes:
     """Sign with the test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
@@ -1077,7 +1168,10 @@ def signed_content(data: bytes) -> bytes:
         raise ValueError("not a PKCS#7 SignedData") from None
 
 
-SHA256_WITH_RSA, RSA = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1"
+def _base64url(data: bytes) -> str:
+    import base64
+
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _der(tag: int, *parts: bytes) -> bytes:
@@ -1207,26 +1301,27 @@ class Clock:
     as fast, until it is told otherwise."""
 
     def __init__(self, source: "Callable[[], float]", scale: float = 1) -> None:
-        self._source, self._scale = source, scale
-        self._seen = self._time = source()
+        now = source()
+        self._source, self._normal = source, scale
+        self._run = now, now, scale  # the source's time, this clock's time then, and how fast it has run since
 
     def __call__(self) -> float:
-        return self._time + (self._source() - self._seen) * self._scale
+        """The time now."""
+        seen, then, scale = self._run
+        return then + (self._source() - seen) * scale
 
     def advance(self, seconds: float) -> None:
         """Go forward by so many seconds, at once."""
-        self._time += seconds
+        seen, then, scale = self._run
+        self._run = seen, then + seconds, scale
 
     def freeze(self) -> None:
         """Stand still; only ``advance`` goes on."""
-        self._run(0)
+        self.resume(0)
 
-    def resume(self, scale: float = 1) -> None:
-        """Run again, ``scale`` times as fast as real time."""
-        self._run(scale)
-
-    def _run(self, scale: float) -> None:
-        self._time, self._seen, self._scale = self(), self._source(), scale
+    def resume(self, scale: "Optional[float]" = None) -> None:
+        """Run again, ``scale`` times as fast as the source; None: as fast as at first."""
+        self._run = self._source(), self(), self._normal if scale is None else scale
 
 
 class _Bucket:
@@ -1257,6 +1352,7 @@ class _Event:
         self.lasts, self.cancelled, self.started = lasts, cancelled, started
 
     def next_change(self) -> float:
+        """When it starts, is cancelled, or is gone."""
         return min(self.not_before, self.cancelled) if self.started is None else self.started + self.lasts
 
     def fields(self) -> "Dict[str, Any]":
@@ -1273,17 +1369,14 @@ class _Events:
     Each change of the list makes a new incarnation."""
 
     def __init__(self, document: "Mapping[str, Any]", now: float) -> None:
-        self.incarnation, self.events = document.get("DocumentIncarnation", 1), []  # type: Any, List[_Event]
-        if not isinstance(self.incarnation, int) or not isinstance(document.get("Events", []), list):
-            raise ValueError("scheduledevents must have a DocumentIncarnation, a number, and a list of Events")
-        for fields in document.get("Events", []):
-            kind, resources = fields.get("EventType"), fields.get("Resources", [])
-            started = now if fields.get("EventStatus") == "Started" else None
-            not_before = parse_time(fields.get("NotBefore") or "") or now
+        self.incarnation, self.events = document.get("DocumentIncarnation", 1), []  # type: int, List[_Event]
+        for event in document.get("Events", []):
+            fields = dict([(name, default) for name, _, default in EVENT_FIELDS], **event)
+            not_before, kind = parse_time(fields["NotBefore"]), fields["EventType"]
             self.events.append(_Event(
-                str(fields.get("EventId", "")), _known(str(kind), EVENT_TYPES, "EventType"), list(map(str, resources)),
-                fields.get("EventSource", "Platform"), fields.get("Description", ""),
-                int(fields.get("DurationInSeconds", -1)), not_before, _lasts(kind), started=started))
+                fields["EventId"], kind, list(fields["Resources"]), fields["EventSource"], fields["Description"],
+                fields["DurationInSeconds"], now if not_before is None else not_before, EVENT_TYPES[kind][3],
+                started=now if fields["EventStatus"] == "Started" else None))
 
     def settle(self, now: float) -> None:
         """Let everything happen that is due, each moment in its turn."""
@@ -1329,37 +1422,6 @@ class _Events:
                 "Events": [{name: fields[name] for name in names} for fields in shown]}
 
 
-def _lasts(kind: str) -> float:
-    return STARTED_SECONDS.get(kind, OTHER_STARTED_SECONDS)
-
-
-def parse_time(text: str) -> "Optional[float]":
-    """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
-    an empty one. Raises ValueError."""
-    import calendar
-    import email.utils
-
-    if not text:
-        return None
-    parsed = email.utils.parsedate_tz(text)
-    if parsed:
-        return email.utils.mktime_tz(parsed)
-    return calendar.timegm(time.strptime(text[:19].rstrip("Z"), "%Y-%m-%dT%H:%M:%S"))
-
-
-def _http_date(seconds: float) -> str:
-    from email.utils import formatdate
-
-    return formatdate(int(seconds), usegmt=True)
-
-
-def guid(*words: str) -> str:
-    """A GUID made of ``words``, the same each time."""
-    import uuid
-
-    return str(uuid.uuid5(uuid.UUID(DEFAULT_TENANT), "/".join(words)))
-
-
 class Service:
     """The service of one VM. ``clock`` returns the time in seconds since 1970; the rest is as for
     Emulator. Raises ValueError for a value that can't be served."""
@@ -1395,7 +1457,7 @@ class Service:
         self._identity_bucket = _Bucket(IDENTITY_RATE_LIMIT, now) if rate_limit else None
         self._identity_requests = 0  # in this turn
         self.events = _Events(parts["scheduledevents"] or {}, now)
-        self.load_balancer = balance(parts["loadbalancer"], self.instance, load_balancer)
+        self._balanced = parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer
         self.attested_flaw = attested_flaw and _known(attested_flaw, FLAWS, "flaw")
         self._recorded = parts["attested"]  # type: Optional[Dict[str, str]]
         self.tenant = (parts["identity"] or {}).get("tenantId") or DEFAULT_TENANT
@@ -1413,27 +1475,33 @@ class Service:
     def update(self, patch: "Mapping[str, Any]") -> None:
         """Change the running VM by a JSON merge patch (RFC 7386) of its instance document."""
         self.instance = complete(merge_patch(self.instance, patch))
-        self._views, self._pages = {}, {}
+        self._views, self._pages, self._recorded = {}, {}, None
 
     def schedule(
         self, kind: str, resources: "Optional[Iterable[str]]" = None, not_before: "Optional[float]" = None,
         duration: "Optional[int]" = None, source: str = "Platform", description: "Optional[str]" = None,
         lasts: "Optional[float]" = None, cancelled_after: float = float("inf"),
     ) -> str:
-        """Schedule an event and return its EventId: see Emulator.schedule."""
+        """Schedule an event and return its EventId: see Emulator.schedule. ``lasts``: seconds of Started;
+        ``cancelled_after``: seconds until it is cancelled."""
         now = self.clock()
-        _, notice, default_duration, descriptions = EVENT_TYPES[_known(kind, EVENT_TYPES, "EventType")]
+        _, notice, type_duration, type_lasts, descriptions = EVENT_TYPES[_known(kind, EVENT_TYPES, "EventType")]
         _known(source, ("Platform", "User"), "EventSource")
+        if isinstance(resources, str):
+            raise ValueError("resources must be a list of names, not %r" % resources)
         if not_before is None:
-            not_before = notice
-        event_id = guid(self.instance["compute"]["vmId"], str(now), str(self.events.incarnation)).upper()
+            not_before = now + notice
+        elif not_before < 1e8:  # seconds from now, for as seconds since 1970 that would be long ago
+            not_before += now
+        if not 0 <= not_before < 2e11:
+            raise ValueError("not_before must be seconds from now, or since 1970, not %r" % not_before)
+        names = [self.instance["compute"]["name"]] if resources is None else [str(name) for name in resources]
+        description = descriptions.get(source, "") if description is None else str(description)
         self.events.settle(now)
+        event_id = guid(self.instance["compute"]["vmId"], str(now), str(self.events.incarnation)).upper()
         self.events.add(_Event(
-            event_id, kind, [self.instance["compute"]["name"]] if resources is None else list(resources), source,
-            descriptions.get(source, "") if description is None else description,
-            default_duration if duration is None else duration,
-            not_before if not_before > 1e8 else now + not_before, _lasts(kind) if lasts is None else lasts,
-            now + cancelled_after))
+            event_id, kind, names, source, description, type_duration if duration is None else int(duration),
+            not_before, type_lasts if lasts is None else lasts, now + cancelled_after))
         return event_id
 
     def play(self, scenario: str) -> str:
@@ -1458,16 +1526,12 @@ class Service:
 
     @property
     def identities(self) -> "List[Dict[str, str]]":
-        """The managed identities: dicts of type, clientId, objectId, resourceId. May be set to names, too."""
-        self._identities = [self.identity(each) if isinstance(each, str) else each for each in self._identities]
-        return self._identities
+        """The managed identities: dicts of IDENTITY_FIELDS. May be set to "system" and "user:NAME", too."""
+        return [self.identity(each) if isinstance(each, str) else dict(each) for each in self._identities]
 
     @identities.setter
     def identities(self, identities: "Iterable[Any]") -> None:
-        self._identities = list(identities)  # names are looked into when they are first needed
-        for each in self._identities:
-            if not isinstance(each, dict) and each != "system" and not re.match("user:.", str(each)):
-                raise ValueError("an identity is 'system' or 'user:NAME', not %r" % each)
+        self._identities = check_identities(identities)
 
     # --- requests
 
@@ -1486,7 +1550,7 @@ class Service:
         """The content type and body of an answer, or a _Refusal: every rule, in the order of the service."""
         path, endpoint, query, headers = asked.path, asked.endpoint, asked.query, request.headers
         inside = path[:1] == ("metadata",)
-        has_header = headers.get("metadata") == "true" or all(
+        has_header = headers.get("metadata") == "true" or all(  # the first for speed: it is what nearly all send
             value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
         if request.verb not in _verbs(endpoint):
             raise _Refusal("verb" if inside else "outside-verb")
@@ -1532,7 +1596,7 @@ class Service:
         if endpoint == "scheduledevents" and version:  # it has versions of its own
             if version in self.event_versions:
                 return
-            if [len(part) for part in version.split("-") if part.isdecimal()] == [4, 2, 2]:
+            if re.match(DATE, version):
                 raise _Refusal("path")
         elif version in self.versions:
             if version < first:  # the endpoint came later
@@ -1600,9 +1664,9 @@ class Service:
         raise _Refusal("events")
 
     def _load_balancer(self, query: "Mapping[str, str]") -> "Any":
-        if self.load_balancer is None:
+        if self._balanced is False:
             raise _Refusal("no-load-balancer")
-        return {"loadbalancer": self.load_balancer}
+        return {"loadbalancer": balance(sample_balance(self.instance) if self._balanced is True else self._balanced)}
 
     def _identity_info(self, query: "Mapping[str, str]") -> "Any":
         return {"tenantId": self.tenant}
@@ -1672,6 +1736,8 @@ class Service:
                 "response_types_supported": ["id_token"]}
 
     def _attested(self, query: "Mapping[str, str]") -> "Any":
+        if len(query.get("nonce", "")) > MAX_NONCE:
+            raise _Refusal("nonce")
         return self.attested(query["api-version"], query.get("nonce", ""), self.attested_flaw)
 
     def attested(self, version: str = NEWEST, nonce: str = "", flaw: "Optional[str]" = None) -> "Dict[str, str]":
@@ -1679,18 +1745,18 @@ class Service:
         import base64
 
         if len(nonce) > MAX_NONCE:
-            raise _Refusal("nonce")
+            raise ValueError("a nonce has at most %d characters" % MAX_NONCE)
         if self._recorded and not nonce and not flaw:
             return self._recorded
         compute = self.instance["compute"]
         created = int(self.clock()) - (86400 + ATTESTED_SECONDS if flaw == "expired" else 0)
-        start = created - created % 86400 - 30 * 86400  # of the certificate: not a new one each second
+        start = created - created % 86400 - CERTIFICATE_BACKDATED  # of the certificate: a new one a day
         expires = time.gmtime(created + ATTESTED_SECONDS)
         domain = "metadata.example.com" if flaw == "domain" else self._cloud()[0]
-        stamps = [time.strftime("%m/%d/%y %H:%M:%S -0000", moment) for moment in (time.gmtime(created), expires)]
+        stamps = [time.strftime(ATTESTED_TIME, moment) for moment in (time.gmtime(created), expires)]
         content = format_json(_project({
             "licenseType": compute["licenseType"], "plan": compute["plan"], "sku": compute["sku"],
-            "nonce": "0000000000" if flaw == "nonce" else nonce or time.strftime("%Y%m%d-%H%M%S", expires),
+            "nonce": "0000000000" if flaw == "nonce" else nonce or time.strftime(ATTESTED_NONCE, expires),
             "subscriptionId": compute["subscriptionId"],
             "timeStamp": {"createdOn": stamps[0], "expiresOn": stamps[1]},
             "vmId": guid("another", compute["vmId"]) if flaw == "vmId" else compute["vmId"],
@@ -1763,29 +1829,11 @@ KEY_PAGES = {
 
 @functools.lru_cache(maxsize=16)
 def _leaf_certificate(domain: str, names: "Tuple[str, ...]", issuer: str, start: int) -> bytes:
-    return certificate(domain, names, issuer, start, start + 330 * 86400)
-
-
-def _base64url(data: bytes) -> str:
-    import base64
-
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+    return certificate(domain, names, issuer, start, start + CERTIFICATE_SECONDS)
 
 
 def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
     return ENDPOINTS[endpoint][0] if endpoint else ("GET", "POST")
-
-
-def _known(name: str, names: "Iterable[str]", kind: str) -> str:
-    """``name``, if it is one of ``names``; else a ValueError that suggests the right one."""
-    if name in names:
-        return name
-    import difflib
-
-    nearest = difflib.get_close_matches(name.lower(), {known.lower(): known for known in names}, n=1, cutoff=0.5)
-    right = [known for known in names if known.lower() in nearest]
-    raise ValueError("there is no %s %r; %s" % (
-        kind, name, "did you mean %s?" % right[0] if right else "there are " + ", ".join(names)))
 
 
 # ==================================================================================================
@@ -1796,7 +1844,6 @@ def _known(name: str, names: "Iterable[str]", kind: str) -> str:
 # client waits for another that stalls, and an open connection costs a few kilobytes.
 # ==================================================================================================
 
-DEFAULT_PORT = 8169
 MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
 REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request, between two, to read a refusal
 MAX_CHUNKS = 1024  # of a body
@@ -1886,17 +1933,12 @@ def _read_chunks(data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
 
 def _write(response: "Response", with_body: bool, connection: str) -> bytes:
     """A response as bytes."""
-    lines = [_status_line(response.status)]
+    lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
     lines += ["%s: %s" % header for header in response.headers]
     if connection:
         lines.append("Connection: " + connection)
     head = "\r\n".join(lines) + "\r\n\r\n"
     return head.encode("latin-1") + response.body if with_body else head.encode("latin-1")
-
-
-@functools.lru_cache(maxsize=None)
-def _status_line(status: int) -> str:
-    return "HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)
 
 
 class _Conversation:
@@ -2013,7 +2055,7 @@ def _http_server(
         def server_bind(self) -> None:
             socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for a name
 
-        def __init__(self) -> None:
+        def __init__(self) -> None:  # which closes it again where it can't listen, so all of it must be there
             self.connections = set()  # type: set[Connection]
             self.stopping = False
             self.waker, self.woken = socket.socketpair()
@@ -2149,7 +2191,7 @@ class Emulator:
     rate_limit     requests a second, refilled all the time, and 20 to the identity service; 0 is off.
                    None: off, but 5 ``as_of`` 2018
     cloud          the value of azEnvironment: a key of CLOUDS. None: the document's
-    versions       the api-versions that it serves, of the 35 documented ones. None: all
+    versions       the api-versions that it serves, of the documented ones. None: all
     as_of          "2018" is the service of the 2018 document: its versions by cloud, its errors
     profile        the built-in VM: "linux", "windows" or "scaleset"
     clock          a function that returns the time in seconds since 1970, or a Clock
@@ -2271,14 +2313,15 @@ class Emulator:
     ) -> str:
         """Schedule an event and return its EventId.
 
-        kind         "Freeze", "Reboot", "Redeploy", "Preempt" or "Terminate"
+        kind         the EventType, a key of EVENT_TYPES
         resources    names of VMs. None: this one
         not_before   seconds from now, or since 1970. None: the notice that the type is documented to give
         duration     DurationInSeconds. None: the type's
         source       "Platform" or "User"
         description  None: what the service says for that type and source
 
-        It is Scheduled, then Started once it is approved or NotBefore comes, then gone.
+        It is Scheduled, then Started once it is approved or NotBefore comes, then gone. Raises ValueError
+        for what no event has.
         """
         with self._lock:
             return self._service.schedule(kind, resources, not_before, duration, source, description)
@@ -2296,10 +2339,11 @@ class Emulator:
     def attested(self, nonce: str = "", api_version: str = NEWEST, flaw: "Optional[str]" = None) -> "Dict[str, str]":
         """The attested document as the service answers it; with ``flaw``, a key of FLAWS, one to be refused."""
         with self._lock:
-            return self._service.attested(api_version, nonce, flaw and _known(flaw, FLAWS, "flaw"))
+            return self._service.attested(_known(api_version, VERSIONS, "api-version"), nonce,
+                                          flaw and _known(flaw, FLAWS, "flaw"))
 
     def get(self, path: str = "", **settings: "Any") -> "Any":
-        """Ask this emulator: ``imds.get`` with its endpoint."""
+        """Ask this emulator: ``imds.get`` with its endpoint; all there is in this room of the next."""
         return get(path, endpoint=self.url, **settings)
 
 
@@ -2310,7 +2354,6 @@ class Emulator:
 # checked before it is believed, and asked for again while the service asks for patience.
 # ==================================================================================================
 
-DEFAULT_ENDPOINT = "http://169.254.169.254"
 TIMEOUT = 2  # seconds to connect, and then for each piece of the answer
 DEADLINE = 20  # seconds in all, retries included
 GONE_DEADLINE = 70  # the same while the service answers 410: the VM is being moved (documented)
@@ -2350,7 +2393,7 @@ class NotIMDS(Error):
 
 def get(
     path: str = "", *, api_version: "Optional[str]" = None, format: "Optional[str]" = None,
-    endpoint: "Optional[str]" = None, timeout: float = TIMEOUT, deadline: "Optional[float]" = None
+    endpoint: "Optional[str]" = None, timeout: "Optional[float]" = None, deadline: "Optional[float]" = None
 ) -> "Any":
     """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
 
@@ -2358,9 +2401,9 @@ def get(
                  URL; "" is the whole document. With a query it goes to the service as it is, and comes
                  back as JSON parsed or as text
     api_version  None: the newest that this file knows, or else the newest that the service offers
-    format       "text": what the service prints with format=text, as str
+    format       "text": what the service prints with format=text, as str. None, "json": as it is
     endpoint     base URL. None: $AZURE_IMDS_ENDPOINT, or http://169.254.169.254
-    timeout      seconds to connect, and then for each piece of the answer
+    timeout      seconds to connect, and then for each piece of the answer. None: 2
     deadline     seconds in all, retries included. None: 20, and 70 while the VM is being moved (410)
 
     Raises NotFound (a KeyError), Refused, Unreachable (an OSError), Unavailable, NotIMDS, all of them
@@ -2387,7 +2430,8 @@ def approve(*event_ids: str, endpoint: "Optional[str]" = None) -> None:
 
 def watch_events(interval: float = 1, endpoint: "Optional[str]" = None) -> "Iterator[Dict[str, Any]]":
     """Yield what ``scheduled_events`` returns, now and then whenever it has changed: once for each
-    DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second."""
+    DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second. It ends with
+    the Error that ``scheduled_events`` raises when the service fails for longer than the deadline."""
     return Client(endpoint).watch_events(interval)
 
 
@@ -2401,8 +2445,12 @@ def token(
     the only user-assigned one. A token is kept until five minutes before it expires. Raises Refused
     where there is no such identity, and the other kinds of Error.
     """
-    return _shared_client(Client(endpoint).endpoint).token(
+    return _shared_client(_endpoint(endpoint)).token(
         resource, client_id=client_id, object_id=object_id, msi_res_id=msi_res_id)
+
+
+def _endpoint(endpoint: "Optional[str]") -> str:
+    return (endpoint or os.environ.get("AZURE_IMDS_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
 
 @functools.lru_cache(maxsize=16)
@@ -2430,14 +2478,14 @@ class Client:
     """
 
     def __init__(
-        self, endpoint: "Optional[str]" = None, *, api_version: "Optional[str]" = None, timeout: float = TIMEOUT,
-        deadline: "Optional[float]" = None, clock: "Callable[[], float]" = time.monotonic,
+        self, endpoint: "Optional[str]" = None, *, api_version: "Optional[str]" = None,
+        timeout: "Optional[float]" = None, deadline: "Optional[float]" = None, clock: "Callable[[], float]" = time.monotonic,
         sleep: "Callable[[float], None]" = time.sleep, now: "Callable[[], float]" = time.time
     ) -> None:
-        self.endpoint = (endpoint or os.environ.get("AZURE_IMDS_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = _endpoint(endpoint)
         if not re.match(r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$", self.endpoint, re.A):
             raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r" % (DEFAULT_PORT, self.endpoint))
-        if not 0 < timeout < 1e6 or deadline is not None and not 0 < deadline < 1e6:
+        if not all(seconds is None or 0 < seconds < 1e6 for seconds in (timeout, deadline)):
             raise ValueError("timeout and deadline must be more than 0 seconds")
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
         self._clock, self._sleep, self._now = clock, sleep, now
@@ -2455,7 +2503,8 @@ class Client:
         begun, document, nodes = self._clock(), None, []  # type: float, Optional[Dict[str, Any]], List[Any]
         for target in [self._target(path) for path in paths]:
             if "?" in target or not target.startswith("/metadata/instance/"):
-                nodes.append(_content(self._ask(target, begun)))
+                node = _content(self._whole(target, begun))
+                nodes.append(format_text(node) if format == "text" else node)
                 continue
             document = document or self._instance(begun)
             try:
@@ -2468,18 +2517,23 @@ class Client:
 
     def scheduled_events(self) -> "Dict[str, Any]":
         """Return the list of scheduled events: {"DocumentIncarnation": int, "Events": [dict, ...]}."""
-        try:
-            return self._events(EVENTS_NEWEST)
-        except NotFound:  # a service of before that version
-            return self._events(EVENTS_GA)
-
-    def _events(self, version: str) -> "Dict[str, Any]":
-        reply = self._ask("/metadata/scheduledevents?api-version=" + version, patience=EVENTS_TIMEOUT)
+        reply = self._ask_events()
         document = _content(reply)
-        events = document.get("Events") if isinstance(document, dict) else None
-        if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
-            raise _not_imds(reply, "JSON of another shape")
-        return dict(document)
+        try:
+            events = [(event["EventId"], event["EventStatus"], event["EventType"], event["Resources"],
+                       parse_time(event["NotBefore"])) for event in document["Events"]]
+            if document["DocumentIncarnation"] is not None and events is not None:
+                return dict(document)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass
+        raise _not_imds(reply, "JSON of another shape")
+
+    def _ask_events(self) -> "Reply":
+        target = "/metadata/scheduledevents?api-version="
+        try:
+            return self._ask(target + EVENTS_NEWEST, patience=EVENTS_TIMEOUT)
+        except NotFound:  # a service of before that version
+            return self._ask(target + EVENTS_GA, patience=EVENTS_TIMEOUT)
 
     def approve(self, *event_ids: str) -> None:
         """Let events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
@@ -2519,15 +2573,18 @@ class Client:
         if now >= renewed:
             reply = self._ask(target, patience=TOKEN_TIMEOUT)
             answer = _content(reply)
-            if not isinstance(answer, dict) or not isinstance(answer.get("access_token"), str):
-                raise _not_imds(reply._replace(body=""), "JSON of another shape")  # it may hold a token all the same
-            self._tokens[target] = now + float(answer.get("expires_in") or 0) - TOKEN_RENEWED, answer
+            try:
+                self._tokens[target] = now + float(answer["expires_in"]) - TOKEN_RENEWED, answer
+                answer["access_token"].encode("ascii")
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self._tokens.pop(target, None)
+                raise _not_imds(reply._replace(body=""), "JSON of another shape") from None  # a token may be in it
         return dict(answer)
 
     def attested(self, nonce: "Optional[str]" = None) -> "Tuple[Dict[str, str], Dict[str, Any]]":
         """Return the attested document and its content: see imds.attested."""
-        query = [("api-version", NEWEST)] + ([("nonce", nonce)] if nonce else [])
-        reply = self._ask("/metadata/attested/document?" + urllib.parse.urlencode(query), patience=TOKEN_TIMEOUT)
+        query = {"nonce": nonce} if nonce else {}
+        reply = self._ask_newest("/metadata/attested/document", query, patience=TOKEN_TIMEOUT)
         document = _content(reply)
         try:
             content = decode_attested(document)
@@ -2550,39 +2607,51 @@ class Client:
         """Return the whole VM: its instance document, and of scheduledevents, identity (the tenant; never a
         token), loadbalancer and attested what the service has."""
         vm = {"instance": self._instance(self._clock())}
-        for part, ask in (
-            ("scheduledevents", self.scheduled_events),
-            ("identity", lambda: self.get("/metadata/identity/info")),
-            ("loadbalancer", lambda: self.get("/metadata/loadbalancer")),
-            ("attested", lambda: self.get("/metadata/attested/document")),
-        ):  # type: Tuple[str, Callable[[], Any]]
+        for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
+                           ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
             try:
-                vm[part] = ask()
-            except (NotFound, Refused):
+                vm[part] = self.get("/metadata/" + path)
+            except NotFound:
                 pass  # this service, or this VM, has none
         return vm
 
     def _instance(self, begun: float) -> "Dict[str, Any]":
         """The whole instance document."""
-        version = self.api_version or self._negotiated or NEWEST
-        target = "/metadata/instance?api-version="
-        try:
-            reply = self._ask(target + version, begun, starting=True)
-        except (Refused, NotFound) as error:
-            offered = _newest_offered(error)
-            if self.api_version or not offered or offered == version:
-                raise
-            version = offered
-            reply = self._ask(target + version, begun, starting=True)
+        reply = self._ask_newest("/metadata/instance", {}, begun, starting=True)
         document = _content(reply)
         if not isinstance(document, dict) or not isinstance(document.get("compute"), dict):
             raise _not_imds(reply, "text" if isinstance(document, str) else "JSON of another shape")
-        self._negotiated = version
         return document
+
+    def _whole(self, target: str, begun: float) -> "Reply":
+        """The answer to a target as it is; to an endpoint by its name alone, at its newest version."""
+        first = ENDPOINTS.get(target[len("/metadata/"):], ((), None))[1]
+        if target == "/metadata/scheduledevents":
+            return self._ask_events()
+        return self._ask_newest(target, {}, begun) if first else self._ask(target, begun)
+
+    def _ask_newest(
+        self, path: str, query: "Mapping[str, str]", begun: "Optional[float]" = None, starting: bool = False,
+        patience: float = 0,
+    ) -> "Reply":
+        """Ask at the newest api-version that both sides know, unless one was chosen."""
+        version = self.api_version or self._negotiated or NEWEST
+        for last in (False, True):
+            target = path + "?" + urllib.parse.urlencode(dict({"api-version": version}, **query))
+            try:
+                reply = self._ask(target, begun, starting, patience)
+                break
+            except (Refused, NotFound) as error:
+                offered = _newest_offered(error)
+                if last or self.api_version or not offered or offered == version:
+                    raise
+                version = offered
+        self._negotiated = version
+        return reply
 
     def _target(self, path: str) -> str:
         """The target of a request for ``path``, in whatever form it was written."""
-        if "://" in path:
+        if re.match(r"\w+://", path):
             origin, slash, rest = path.partition("://")[2].partition("/")
             if "http://" + origin not in (DEFAULT_ENDPOINT, self.endpoint):
                 raise ValueError("%r is not at the endpoint %s; to ask another, use endpoint http://%s"
@@ -2590,9 +2659,6 @@ class Client:
             path = slash + rest
         names, question, query = path.partition("?")
         if names.startswith("/metadata/") and not names.startswith("/metadata/instance") or names == "/metadata":
-            known = ENDPOINTS.get(names[len("/metadata/"):], ((), None))[1]
-            if known and not query:  # an endpoint by its name alone: at its newest version
-                path += "?api-version=" + (EVENTS_NEWEST if names.endswith("/scheduledevents") else NEWEST)
             return path
         below = names.strip("/")
         for prefix in ("metadata", "instance"):
@@ -2611,30 +2677,27 @@ class Client:
 
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
         begun = self._clock() if begun is None else begun
-        limit = DEADLINE if self.deadline is None else self.deadline
-        timeout = max(self.timeout, patience) if self.timeout == TIMEOUT else self.timeout
-        for attempt in itertools.count():
-            until = begun + (limit if self.deadline is not None else max(limit, patience))
+        timeout = max(TIMEOUT, patience) if self.timeout is None else self.timeout
+        limit = max(DEADLINE, patience) if self.deadline is None else self.deadline
+        pause = 1.0
+        while True:
             try:
-                return _accepted(_fetch(url, timeout, self._clock, until, body), starting)
+                return _accepted(_fetch(url, timeout, self._clock, begun + limit, body), starting)
             except _TryAgain as again:
-                error, pause = again.error, 1.0  # type: Error, float
+                error, first_pause = again.error, 1.0  # type: Error, float
                 if error.status == 410 and self.deadline is None:
-                    limit = GONE_DEADLINE
-                until = begun + limit
+                    limit = max(GONE_DEADLINE, limit)
+            except socket.timeout as problem:
+                raise _unreachable(url, problem) from None
             except OSError as problem:
-                if isinstance(problem, Error):
-                    raise
-                error, pause = _unreachable(url, problem), 0.1
-                if isinstance(problem, socket.timeout):
-                    raise error from None
-                if not isinstance(problem, ConnectionResetError):  # nobody there: an answer in two seconds
-                    until = begun + min(limit, TIMEOUT)
-            pause *= min(2 ** attempt, 8) * random.uniform(0.75, 1.25)
-            if self._clock() + pause >= until:
+                error, first_pause = _unreachable(url, problem), 0.1
+                if not isinstance(problem, ConnectionResetError):  # nobody there: to be said in two seconds
+                    limit = min(limit, TIMEOUT)
+            wait = first_pause * pause * random.uniform(0.75, 1.25)
+            if self._clock() + wait >= begun + limit:
                 raise error
-            self._sleep(pause)
-        raise AssertionError("not reached")
+            self._sleep(wait)
+            pause = min(pause * 2, 8)
 
 
 class _TryAgain(Exception):
@@ -2689,7 +2752,7 @@ def decode_attested(document: "Mapping[str, str]") -> "Dict[str, Any]":
 def _attested_time(text: str) -> float:
     import calendar
 
-    return calendar.timegm(time.strptime(text, "%m/%d/%y %H:%M:%S -0000"))
+    return calendar.timegm(time.strptime(text, ATTESTED_TIME))
 
 
 def _fetch(
@@ -2770,7 +2833,7 @@ def _newest_offered(error: "Error") -> "Optional[str]":
     answer 404 "Invalid version", and all of them have the first GA version."""
     try:
         offered = json.loads(error.body or "")["newest-versions"]
-        return max(str(version) for version in offered if re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}$", version))
+        return max(str(version) for version in offered if re.match(DATE, version))
     except (ValueError, KeyError, TypeError, RecursionError):
         return FIRST_GA if error.status == 404 else None
 
@@ -2785,7 +2848,7 @@ USAGE_ERROR = 2
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  the service says no (not found, bad request), or the port is taken
+  1  the service says no (not found, bad request); diff found a difference; the port is taken
   2  usage: an option, a path or a file that can't be used
   3  nobody answers
   4  throttled or failing, after all retries
@@ -2813,7 +2876,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _complain("standard output: %s" % (error.strerror or error), 1)
+        return _complain(error.strerror or error, 1)
     except KeyboardInterrupt:
         return 130
 
@@ -2913,7 +2976,8 @@ def _emulator_options(command: "Any") -> None:
                          help="a managed identity that it has (repeatable; default: system)")
     command.add_argument("--load-balancer", action="store_true", help="put it behind a load balancer")
     command.add_argument("--attested-flaw", metavar="NAME",
-                         help="give attested documents that must be refused: %s" % ", ".join(FLAWS))
+                         help="give attested documents that must be refused: %s"
+                              % "; ".join("%s, %s" % flaw for flaw in FLAWS.items()))
     command.add_argument("--time-scale", metavar="N", type=_seconds, default=1,
                          help="let its time run so many times as fast")
     command.add_argument("--quiet", action="store_true", help="no access log")
@@ -2930,15 +2994,15 @@ def _seconds(text: str) -> float:
 
 def _client(options: "Any") -> "Client":
     return Client(options.endpoint, api_version=getattr(options, "api_version", None),
-                  timeout=options.timeout or TIMEOUT, deadline=options.timeout)
+                  timeout=options.timeout, deadline=options.timeout)
 
 
-def _get(options: "Any") -> None:
+def _run_get(options: "Any") -> None:
     for node in _client(options).get_all(options.paths or [""], format=options.format):
         _print(node if isinstance(node, str) and options.format != "json" else _json(node))
 
 
-def _events(options: "Any") -> None:
+def _run_events(options: "Any") -> None:
     client = _client(options)
     if options.approve:
         waiting = [event for event in client.scheduled_events()["Events"] if event.get("EventStatus") == "Scheduled"]
@@ -3010,13 +3074,13 @@ def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
     return environment
 
 
-def _token(options: "Any") -> None:
+def _run_token(options: "Any") -> None:
     answer = _client(options).token_answer(options.resource, client_id=options.client_id,
                                            object_id=options.object_id, msi_res_id=options.msi_res_id)
     _print(_json(answer) if options.json else answer["access_token"])
 
 
-def _attested(options: "Any") -> None:
+def _run_attested(options: "Any") -> None:
     import base64
 
     document, content = _client(options).attested(options.nonce)
@@ -3027,12 +3091,12 @@ def _attested(options: "Any") -> None:
         _print(_json(content if options.content else document))
 
 
-def _snapshot(options: "Any") -> None:
+def _run_snapshot(options: "Any") -> None:
     vm = _client(options).snapshot()
     _print(format_json(redact(vm) if options.redact else vm, 2))
 
 
-def _diff(options: "Any") -> int:
+def _run_diff(options: "Any") -> int:
     vms = []  # type: List[Dict[str, Any]]
     for name in (options.A, options.B):
         vm = Client(name).snapshot() if name.startswith("http://") else split_document(_read_json(name))
@@ -3054,7 +3118,7 @@ def _json(node: "Any") -> str:
     return format_json(node, 2 if sys.stdout.isatty() else None)
 
 
-def _serve(options: "Any") -> int:
+def _run_serve(options: "Any") -> int:
     import signal
 
     def interrupt(*_: object) -> "NoReturn":
@@ -3065,12 +3129,12 @@ def _serve(options: "Any") -> int:
         signal.signal(signal.SIGTERM, interrupt)
         _start(vm, options)
         compute = vm.instance["compute"]
-        _print(vm.url)
         _log("serving %s, %s in %s; stop with Ctrl-C. Try:\n"
              "  curl --noproxy '*' -s -H Metadata:true '%s/metadata/instance?api-version=%s'\n"
              "  export AZURE_IMDS_ENDPOINT=%s AZURE_POD_IDENTITY_AUTHORITY_HOST=%s"
              % (compute["name"] or "a VM", compute["vmSize"] or "of no size", compute["location"] or "no location",
                 vm.url, vm.versions[-1], vm.url, vm.url))
+        _print(vm.url)
         vm.wait()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
@@ -3079,7 +3143,7 @@ def _serve(options: "Any") -> int:
     return 0
 
 
-def _exec(options: "Any") -> int:
+def _run_exec(options: "Any") -> int:
     import signal
     import subprocess
 
@@ -3111,24 +3175,24 @@ def _emulator(options: "Any") -> "Emulator":
     try:
         parts = split_document(document)
         parts["instance"] = complete(parts["instance"])
-        for setting in options.set:
-            name, equals, value = setting.partition("=")
-            if not equals:
-                raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
-            assign(parts["instance"], name, value)
-            parts["instance"] = complete(parts["instance"])
-        identities = options.identity and [each for each in options.identity if each != "none"]
-        vm = Emulator(
-            parts, host=options.host, port=options.port, rate_limit=options.rate_limit, cloud=options.cloud,
-            versions=options.api_versions and options.api_versions.split(","), as_of=options.as_of,
-            log=None if options.quiet or options.name == "exec" else _log, clock=Clock(time.time, options.time_scale),
-            identities=identities, load_balancer=options.load_balancer, attested_flaw=options.attested_flaw)
-        for event in options.event:
-            vm.schedule(**_event(event))
-        for scenario in options.scenario:
-            vm.play(scenario)
     except ValueError as error:
-        raise ValueError("%s is not a VM: %s" % (options.document, error) if options.document else error) from None
+        raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
+    for setting in options.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
+        assign(parts["instance"], name, value)
+        parts["instance"] = complete(parts["instance"])
+    vm = Emulator(
+        parts, host=options.host, port=options.port, rate_limit=options.rate_limit, cloud=options.cloud,
+        versions=options.api_versions and options.api_versions.split(","), as_of=options.as_of,
+        log=None if options.quiet or options.name == "exec" else _log, clock=Clock(time.time, options.time_scale),
+        identities=options.identity and [each for each in options.identity if each != "none"],
+        load_balancer=options.load_balancer, attested_flaw=options.attested_flaw)
+    for event in options.event:
+        vm.schedule(**_event(event))
+    for scenario in options.scenario:
+        vm.play(scenario)
     return vm
 
 
@@ -3184,7 +3248,7 @@ def _read_json(name: str) -> "Dict[str, Any]":
 def _print(text: str) -> None:
     """Print a result, as UTF-8 whatever the locale."""
     if not sys.stdout:
-        raise OSError("it is closed")
+        raise OSError("standard output is closed")
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
     sys.stdout.buffer.flush()
@@ -3203,25 +3267,25 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
-def _test_ca(options: "Any") -> None:
+def _run_test_ca(options: "Any") -> None:
     _print(test_ca().rstrip())
 
 
 # What runs, what the help says of it, and what adds its options.
 COMMANDS = {
-    "get": (_get, "print what the service says", (_get_options, _client_options)),
-    "events": (_events, "print, watch and approve scheduled events", (_events_options, _client_options)),
-    "token": (_token, "print an access token of a managed identity", (_token_options, _client_options)),
-    "attested": (_attested, "print the attested document; its signature is not checked",
+    "get": (_run_get, "print what the service says", (_get_options, _client_options)),
+    "events": (_run_events, "print, watch and approve scheduled events", (_events_options, _client_options)),
+    "token": (_run_token, "print an access token of a managed identity", (_token_options, _client_options)),
+    "attested": (_run_attested, "print the attested document; its signature is not checked",
                  (_attested_options, _client_options)),
-    "snapshot": (_snapshot, "print the whole VM as JSON, for serve; no token is in it",
+    "snapshot": (_run_snapshot, "print the whole VM as JSON, for serve; no token is in it",
                  (_snapshot_options, _client_options)),
-    "diff": (_diff, "print what differs between two VMs, path by path; exit code 1 if anything does",
+    "diff": (_run_diff, "print what differs between two VMs, path by path; exit code 1 if anything does",
              (_diff_options,)),
-    "serve": (_serve, "emulate the service until interrupted", (_serve_options, _emulator_options)),
-    "exec": (_exec, "run a command against an emulator of its own: exec [OPTIONS] -- COMMAND ...",
+    "serve": (_run_serve, "emulate the service until interrupted", (_serve_options, _emulator_options)),
+    "exec": (_run_exec, "run a command against an emulator of its own: exec [OPTIONS] -- COMMAND ...",
              (_exec_options, _emulator_options)),
-    "test-ca": (_test_ca, "print the certificate of the authority behind the emulator's attested documents", ()),
+    "test-ca": (_run_test_ca, "print the certificate of the authority behind the emulator's attested documents", ()),
 }  # type: Dict[str, Tuple[Callable[[Any], Any], str, Sequence[Callable[[Any], None]]]]
 
 

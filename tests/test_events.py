@@ -219,9 +219,12 @@ class Clocks(unittest.TestCase):
         real[0] += 5
         self.assertEqual(clock(), 1960)
         clock.advance(1)
-        clock.resume()
+        clock.resume(1)
         real[0] += 5
         self.assertEqual(clock(), 1966)
+        clock.resume()  # as at first
+        real[0] += 5
+        self.assertEqual(clock(), 2266)
 
     def test_parse_time(self):
         for text, seconds in (("Tue, 16 Mar 2021 00:58:46 GMT", 1615856326), ("2021-03-16T00:58:46Z", 1615856326),
