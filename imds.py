@@ -2393,7 +2393,8 @@ class NotIMDS(Error):
 
 def get(
     path: str = "", *, api_version: "Optional[str]" = None, format: "Optional[str]" = None,
-    endpoint: "Optional[str]" = None, timeout: "Optional[float]" = None, deadline: "Optional[float]" = None
+    endpoint: "Optional[str]" = None, timeout: "Optional[float]" = None,
+    deadline: "Optional[float]" = None
 ) -> "Any":
     """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
 
@@ -2479,7 +2480,8 @@ class Client:
 
     def __init__(
         self, endpoint: "Optional[str]" = None, *, api_version: "Optional[str]" = None,
-        timeout: "Optional[float]" = None, deadline: "Optional[float]" = None, clock: "Callable[[], float]" = time.monotonic,
+        timeout: "Optional[float]" = None, deadline: "Optional[float]" = None,
+        clock: "Callable[[], float]" = time.monotonic,
         sleep: "Callable[[float], None]" = time.sleep, now: "Callable[[], float]" = time.time
     ) -> None:
         self.endpoint = _endpoint(endpoint)
