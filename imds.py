@@ -111,7 +111,7 @@ VERSIONS = {
 }
 PREVIEW, FIRST_GA, NEWEST = "2017-03-01", "2017-04-02", max(VERSIONS)
 
-DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}$"  # the form of an api-version
+DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z"  # the form of an api-version
 
 # What the preview called the fields of today.
 PREVIEW_NAMES = {
@@ -381,18 +381,27 @@ RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
 DEFAULT_ENDPOINT, DEFAULT_PORT = "http://169.254.169.254", 8169
 
 # What of a document says who or where it is, and what takes its place: by the path, list indexes left out.
-# GUIDs, addresses and resource ids are found wherever they stand.
+# "" is public and stays. GUIDs, addresses and resource ids are found wherever else they stand, and what
+# no table knows is a "value".
 REDACTED = {
     "instance.compute.customData": "data",
     "instance.compute.name": "name",
+    "instance.compute.offer": "",
     "instance.compute.osProfile.adminUsername": "name",
     "instance.compute.osProfile.computerName": "name",
     "instance.compute.publicKeys.keyData": "key",
-    "instance.compute.publicKeys.path": "home",
+    "instance.compute.publicKeys.path": "file",
+    "instance.compute.publisher": "",
     "instance.compute.resourceGroupName": "name",
+    "instance.compute.sku": "",
     "instance.compute.storageProfile.dataDisks.image.uri": "url",
     "instance.compute.storageProfile.dataDisks.name": "name",
     "instance.compute.storageProfile.dataDisks.vhd.uri": "url",
+    "instance.compute.storageProfile.imageReference.exactVersion": "",
+    "instance.compute.storageProfile.imageReference.offer": "",
+    "instance.compute.storageProfile.imageReference.publisher": "",
+    "instance.compute.storageProfile.imageReference.sku": "",
+    "instance.compute.storageProfile.imageReference.version": "",
     "instance.compute.storageProfile.osDisk.encryptionSettings.diskEncryptionKey.secretUrl": "url",
     "instance.compute.storageProfile.osDisk.encryptionSettings.keyEncryptionKey.keyUrl": "url",
     "instance.compute.storageProfile.osDisk.image.uri": "url",
@@ -402,22 +411,30 @@ REDACTED = {
     "instance.compute.tagsList.name": "tag",
     "instance.compute.tagsList.value": "value",
     "instance.compute.userData": "data",
+    "instance.compute.version": "",
     "instance.compute.vmScaleSetName": "name",
     "instance.network.interface.macAddress": "mac",
+    "scheduledevents.Events.Description": "description",
+    "scheduledevents.Events.NotBefore": "",
     "scheduledevents.Events.Resources": "name",
 }
 FOUND_ANYWHERE = (
+    ("id", r"/?\bsubscriptions/[^\s\"',;]+|/(?:Community|Shared)Galleries/[^\s\"',;]+"),
     ("guid", "(?<![0-9a-f])[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?![0-9a-f])"),
-    ("private", r"(?<![\d.])(?:10|127|169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}(?![\d.])"),
-    ("public", r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"),
-    ("ipv6", "(?<![0-9a-f:])(?:(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)*:(?::?[0-9a-f]{1,4})+)"),
+    ("hex", "(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"),
+    ("ipv6", r"(?<![\w:])(?:::ffff:[\d.]+|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)+:(?:[0-9a-f]{1,4}"
+             r"(?::[0-9a-f]{1,4})*)?|::[0-9a-f]{1,4}(?::[0-9a-f]{1,4})*)(?![\w:])"),
+    ("private", r"(?<![\w.])(?:(?:10|127)(?:\.\d{1,3}){3}"
+                r"|(?:169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2})(?![\w.])"),
+    ("public", r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])"),
 )
-STAND_INS = {
-    "data": "cmVkYWN0ZWQ=", "guid": "00000000-0000-4000-8000-%012x", "private": "10.0.0.%d", "public": "203.0.113.%d",
-    "ipv6": "2001:db8::%x", "mac": "00155D%06X", "name": "name%d", "tag": "tag%d", "value": "value%d",
-    "url": "https://redacted.example/%d",
+STAND_INS = {  # number -> text; those without a number are all the same
+    "data": "cmVkYWN0ZWQ=", "description": "redacted", "guid": "00000000-0000-4000-8000-%012x", "hex": "%032x",
+    "ipv6": "2001:db8::%x", "mac": "00155D%06X", "name": "name%d", "private": "10.0.%d.%d", "public": "198.18.%d.%d",
+    "tag": "tag%d", "url": "https://redacted.example/%d", "value": "value%d",
     "key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY redacted",
 }
+PUBLIC_FOLDERS = ("", "home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys")
 
 # The built-in VMs. `linux` and `windows` are the samples of the 2018 document with what it masks
 # (addresses, ids) filled in from the ranges for documentation, and completed to today's shape: what
@@ -628,7 +645,6 @@ VMS = {
         "network": {"interface": [{
             "ipv4": {"ipAddress": [{"privateIpAddress": "10.2.0.5", "publicIpAddress": "203.0.113.7"}],
                      "subnet": [{"address": "10.2.0.0", "prefix": "24"}]},
-            "ipv6": {"ipAddress": [{"privateIpAddress": "fd00:db8:deca::5"}]},
             "macAddress": "002248A1B2C3",
         }, {
             "ipv4": {"ipAddress": [{"privateIpAddress": "10.2.1.5", "publicIpAddress": ""},
@@ -659,12 +675,17 @@ class Error(Exception):
     def __init__(
         self, message: str, status: "Optional[int]" = None, body: "Optional[str]" = None, url: "Optional[str]" = None,
     ) -> None:
-        message = "".join(char if char.isprintable() else "?" for char in " ".join(message.split()))
+        message = printable(message)
         super().__init__(message)
         self.message, self.status, self.body, self.url = message, status, body, url
 
     def __str__(self) -> str:  # KeyError would print a repr, OSError nothing
         return self.message
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
 class NotFound(Error, KeyError):
@@ -757,8 +778,8 @@ def complete(document: "Any") -> "Dict[str, Any]":
         format_json(completed).encode()
     except UnicodeEncodeError as error:
         raise ValueError("instance holds text that is not Unicode: %s" % error) from None
-    except RecursionError:
-        raise ValueError("instance is nested too deeply") from None
+    except (TypeError, RecursionError) as error:
+        raise ValueError("instance can't be written as JSON: %s" % error) from None
     return completed
 
 
@@ -905,11 +926,11 @@ def assign(document: "Dict[str, Any]", name: str, text: str) -> None:
 
 def _known(name: str, names: "Iterable[str]", kind: str) -> str:
     """``name``, if it is one of ``names``; else a ValueError that suggests the right one."""
-    if name in names:
+    if isinstance(name, str) and name in names:
         return name
     import difflib
 
-    nearest = difflib.get_close_matches(name.lower(), {known.lower(): known for known in names}, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name).lower(), {known.lower(): known for known in names}, n=1, cutoff=0.5)
     right = [known for known in names if known.lower() in nearest]
     raise ValueError("there is no %s %r; %s" % (
         kind, name, "did you mean %s?" % right[0] if right else "there are " + ", ".join(names)))
@@ -926,7 +947,13 @@ def parse_time(text: str) -> "Optional[float]":
     parsed = email.utils.parsedate_tz(text)
     if parsed:
         return email.utils.mktime_tz(parsed)
-    return calendar.timegm(time.strptime(re.sub(r"(\.\d+)?Z$", "", text), "%Y-%m-%dT%H:%M:%S"))
+    found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)[T ](\d\d):?(\d\d)(?::?(\d\d)(?:\.\d+)?)?"
+                     r"(?:Z|([+-])(\d\d):?(\d\d))?\Z", text)
+    if not found:
+        raise ValueError("%r is not a time" % text)
+    sign, hours, minutes = found.group(7), int(found.group(8) or 0), int(found.group(9) or 0)
+    offset = (hours * 3600 + minutes * 60) * (-1 if sign == "-" else 1)
+    return calendar.timegm(tuple(int(number or 0) for number in found.groups()[:6]) + (0, 0, 0)) - offset
 
 
 def _http_date(seconds: float) -> str:
@@ -953,7 +980,12 @@ def split_document(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     if not isinstance(document, dict):
         raise ValueError("instance must be an object, not " + _kind(document))
     parts = dict.fromkeys(PARTS)  # type: Dict[str, Any]
-    parts.update(document if "instance" in document else {"instance": document})
+    parts.update(document if set(PARTS).intersection(document) else {"instance": document})
+    parts["instance"] = {} if parts["instance"] is None else parts["instance"]
+    try:
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError("it can't be written as JSON: %s" % error) from None
     unknown = sorted(set(parts).difference(PARTS))
     if unknown:
         raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
@@ -971,6 +1003,9 @@ def split_document(document: "Mapping[str, Any]") -> "Dict[str, Any]":
         parse_time(event.get("NotBefore", ""))
         for resource in event.get("Resources", []):
             _check(resource, str, where + ".Resources")
+        _known(event.get("EventStatus", "Scheduled"), ("Scheduled", "Started"), "EventStatus")
+        if not event.get("EventId") or event["EventId"] in [other["EventId"] for other in events["Events"][:at]]:
+            raise ValueError("%s.EventId must be there, and once only" % where)
     _check(identity.get("tenantId", ""), str, "identity.tenantId")
     check_identities(_check(identity.get("identities", []), list, "identity.identities"))
     rules = _check((parts["loadbalancer"] or {}).get("loadbalancer", parts["loadbalancer"] or {}), dict, "loadbalancer")
@@ -1030,28 +1065,43 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     same value, wherever it stands. The attested document is left out: its signature can't be redacted."""
     numbers = {}  # type: Dict[Tuple[str, str], int]
     pattern = re.compile("|".join("(?P<%s>%s)" % row for row in FOUND_ANYWHERE), re.I)
+    known = {"instance." + re.sub("/0(?=/|$)", "", path).replace("/", ".") for path in walk(template(NEWEST))}
 
     def stand_in(kind: str, value: str) -> str:
         form = STAND_INS[kind]
         if not value or "%" not in form:
             return value and form
         same_kind = [number for (other, _), number in numbers.items() if other == kind]
-        text = form % numbers.setdefault((kind, value.lower()), len(same_kind) + 1)
+        number = numbers.setdefault((kind, value.lower()), len(same_kind) + 1)
+        text = form % (number if form.count("%") == 1 else divmod(number, 256))
         return text.upper() if kind == "guid" and value.isupper() else text
 
     def name(value: str) -> str:
-        """web_1, web000001 and web_OsDisk_1 keep what comes after web."""
-        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?\d*_\d+(?:_[0-9a-f]{32})?|\d{6})$", value, re.I)
-        return stand_in("name", found.group(1)) + found.group(2) if found else stand_in("name", value)
+        """web_1, web00000A and web_OsDisk_1_HEX keep the form of what comes after web."""
+        base, number, _, unique = re.split(
+            r"((?:_OsDisk|_DataDisk|_disk)?_\d{1,4}|000[0-9A-Z]{3})?(_([0-9a-f]{32}))?\Z", value, maxsplit=1)[:4]
+        return stand_in("name", base) + (number or "") + (unique and "_" + stand_in("hex", unique) or "")
 
-    def anywhere(value: str) -> str:
-        if value.lower().startswith("/subscriptions/"):  # then come a type and a name in turn, and one namespace
-            words = value.split("/")
-            for at in [4] + list(range(8, len(words), 2)):
-                if at < len(words) and not words[at].isdecimal():
-                    words[at] = name(words[at])
-            value = "/".join(words)
-        return pattern.sub(lambda found: stand_in(str(found.lastgroup), found.group()), value)
+    def resource_id(value: str) -> str:
+        """A type and a name in turn; "providers" is followed by a namespace, which is public."""
+        words, at = value.split("/"), 0
+        while at + 1 < len(words):
+            kind, after = words[at].lower(), words[at + 1]
+            if not kind:
+                at += 1
+                continue
+            if kind == "subscriptions":
+                words[at + 1] = stand_in("guid", after)
+            elif kind == "virtualmachines" and re.match(r"\d{1,4}\Z", after):
+                pass  # the number of a scale set's instance
+            elif after and kind not in ("providers", "versions"):
+                words[at + 1] = name(after)
+            at += 2
+        return "/".join(words)
+
+    def found_anywhere(found: "Any") -> str:
+        kind, value = str(found.lastgroup), str(found.group())
+        return resource_id(value) if kind == "id" else stand_in(kind, value)
 
     def clean(node: "Any", path: str) -> "Any":
         if isinstance(node, dict):
@@ -1059,16 +1109,20 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
         if isinstance(node, list):
             return [clean(child, path) for child in node]
         kind = REDACTED.get(path)
-        if not isinstance(node, str) or not node:
+        if not isinstance(node, str) or not node or kind == "":
             return node
         if kind == "name":
             return name(node)
-        if kind == "home":
-            return re.sub("(?<=/home/)[^/]+", lambda found: name(found.group()), node)
+        if kind == "file":
+            return "/".join(word if word in PUBLIC_FOLDERS else name(word) for word in node.split("/"))
         if kind == "tags":
             pairs = [pair.partition(":") for pair in node.split(";")]
             return ";".join(stand_in("tag", tag) + colon + stand_in("value", value) for tag, colon, value in pairs)
-        return stand_in(kind, node) if kind else anywhere(node)
+        if kind == "description" and any(node in texts.values() for *_, texts in EVENT_TYPES.values()):
+            return node
+        if kind or path.startswith("instance.") and path not in known:
+            return stand_in(kind or "value", node)
+        return pattern.sub(found_anywhere, node)
 
     return dict(clean({part: vm[part] for part in PARTS if part in vm and part != "attested"}, ""))
 
@@ -1081,7 +1135,7 @@ def diff(before: "Any", after: "Any", path: str = "") -> "Iterator[Tuple[str, An
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted(set(before).union(after)):
             yield from diff(before.get(name), after.get(name), path + "/" + name if path else name)
-    elif before != after:
+    elif before != after or type(before) is not type(after):  # True == 1
         yield path, before, after
 
 
@@ -1296,34 +1350,6 @@ class _Refusal(Exception):
         self.rule, self.value = rule, value
 
 
-class Clock:
-    """The time of an emulator, in seconds since 1970: ``clock()``. It follows ``source``, ``scale`` times
-    as fast, until it is told otherwise."""
-
-    def __init__(self, source: "Callable[[], float]", scale: float = 1) -> None:
-        now = source()
-        self._source, self._normal = source, scale
-        self._run = now, now, scale  # the source's time, this clock's time then, and how fast it has run since
-
-    def __call__(self) -> float:
-        """The time now."""
-        seen, then, scale = self._run
-        return then + (self._source() - seen) * scale
-
-    def advance(self, seconds: float) -> None:
-        """Go forward by so many seconds, at once."""
-        seen, then, scale = self._run
-        self._run = seen, then + seconds, scale
-
-    def freeze(self) -> None:
-        """Stand still; only ``advance`` goes on."""
-        self.resume(0)
-
-    def resume(self, scale: "Optional[float]" = None) -> None:
-        """Run again, ``scale`` times as fast as the source; None: as fast as at first."""
-        self._run = self._source(), self(), self._normal if scale is None else scale
-
-
 class _Bucket:
     """A token bucket: ``rate`` requests a second, refilled all the time, as many at once (at least one)."""
 
@@ -1372,10 +1398,12 @@ class _Events:
         self.incarnation, self.events = document.get("DocumentIncarnation", 1), []  # type: int, List[_Event]
         for event in document.get("Events", []):
             fields = dict([(name, default) for name, _, default in EVENT_FIELDS], **event)
-            not_before, kind = parse_time(fields["NotBefore"]), fields["EventType"]
+            not_before, kind = parse_time(fields["NotBefore"]) or 0, fields["EventType"]
+            if not_before <= now:  # of a document from some time ago
+                not_before = now + EVENT_TYPES[kind][1]
             self.events.append(_Event(
                 fields["EventId"], kind, list(fields["Resources"]), fields["EventSource"], fields["Description"],
-                fields["DurationInSeconds"], now if not_before is None else not_before, EVENT_TYPES[kind][3],
+                fields["DurationInSeconds"], not_before, EVENT_TYPES[kind][3],
                 started=now if fields["EventStatus"] == "Started" else None))
 
     def settle(self, now: float) -> None:
@@ -1487,21 +1515,25 @@ class Service:
         now = self.clock()
         _, notice, type_duration, type_lasts, descriptions = EVENT_TYPES[_known(kind, EVENT_TYPES, "EventType")]
         _known(source, ("Platform", "User"), "EventSource")
-        if isinstance(resources, str):
-            raise ValueError("resources must be a list of names, not %r" % resources)
+        names = [self.instance["compute"]["name"]] if resources is None else resources
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ValueError("resources must be a list of names, not %r" % (resources,))
+        duration = type_duration if duration is None else duration
+        if not isinstance(duration, int) or isinstance(duration, bool) or not -1 <= duration < 1e9:
+            raise ValueError("duration must be a whole number of seconds, or -1, not %r" % (duration,))
+        description = descriptions.get(source, "") if description is None else description
+        format_json([list(names), _check(description, str, "description")]).encode()
         if not_before is None:
             not_before = now + notice
         elif not_before < 1e8:  # seconds from now, for as seconds since 1970 that would be long ago
             not_before += now
-        if not 0 <= not_before < 2e11:
+        if not 0 <= not_before < 200e9:
             raise ValueError("not_before must be seconds from now, or since 1970, not %r" % not_before)
-        names = [self.instance["compute"]["name"]] if resources is None else [str(name) for name in resources]
-        description = descriptions.get(source, "") if description is None else str(description)
         self.events.settle(now)
         event_id = guid(self.instance["compute"]["vmId"], str(now), str(self.events.incarnation)).upper()
         self.events.add(_Event(
-            event_id, kind, names, source, description, type_duration if duration is None else int(duration),
-            not_before, type_lasts if lasts is None else lasts, now + cancelled_after))
+            event_id, kind, list(names), source, description, duration, not_before,
+            type_lasts if lasts is None else lasts, now + cancelled_after))
         return event_id
 
     def play(self, scenario: str) -> str:
@@ -1564,12 +1596,13 @@ class Service:
         if asked.problem:
             raise _Refusal(asked.problem)
         self._check_version(endpoint, query.get("api-version"))
-        started = self._to_start(request) if request.verb == "POST" and endpoint == "scheduledevents" else None
-        page = (JSON_TYPE, b"") if started is not None else self._pages.get(asked.page) or self._page(asked)
+        page = self._pages.get(asked.page) or self._page(asked)
+        started = self._to_start(request) if request.verb == "POST" else []
         if throttled:
             raise _Refusal("throttled-text" if page[0] == TEXT_TYPE else "throttled")
-        if started:
+        if request.verb == "POST":  # of scheduled events: the one thing that a request can change
             self.events.approve(started, self.clock())
+            return JSON_TYPE, b""
         return page
 
     def _outside(self, request: "Request", path: "Tuple[str, ...]", has_header: bool) -> "Tuple[str, bytes]":
@@ -1656,8 +1689,9 @@ class Service:
         """The EventIds that a POST approves; a payload with anything else in it changes nothing."""
         self.events.settle(self.clock())
         try:
-            event_ids = [each["EventId"] for each in json.loads(request.body.decode())["StartRequests"]]
-            if all(self.events.find(event_id) for event_id in event_ids):
+            requests = json.loads(request.body.decode())["StartRequests"]
+            event_ids = [each["EventId"] for each in requests]
+            if isinstance(requests, list) and all(self.events.find(event_id) for event_id in event_ids):
                 return event_ids
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
@@ -1666,7 +1700,8 @@ class Service:
     def _load_balancer(self, query: "Mapping[str, str]") -> "Any":
         if self._balanced is False:
             raise _Refusal("no-load-balancer")
-        return {"loadbalancer": balance(sample_balance(self.instance) if self._balanced is True else self._balanced)}
+        given = sample_balance(self.instance) if self._balanced is True else self._balanced
+        return {"loadbalancer": balance(given)}
 
     def _identity_info(self, query: "Mapping[str, str]") -> "Any":
         return {"tenantId": self.tenant}
@@ -1756,16 +1791,17 @@ class Service:
         stamps = [time.strftime(ATTESTED_TIME, moment) for moment in (time.gmtime(created), expires)]
         content = format_json(_project({
             "licenseType": compute["licenseType"], "plan": compute["plan"], "sku": compute["sku"],
-            "nonce": "0000000000" if flaw == "nonce" else nonce or time.strftime(ATTESTED_NONCE, expires),
+            "nonce": "0" * 9 + str(int(nonce == "0" * 10)) if flaw == "nonce" else nonce or time.strftime(ATTESTED_NONCE, expires),
             "subscriptionId": compute["subscriptionId"],
             "timeStamp": {"createdOn": stamps[0], "expiresOn": stamps[1]},
             "vmId": guid("another", compute["vmId"]) if flaw == "vmId" else compute["vmId"],
         }, _fields_until(version, ATTESTED_VERSIONS), _fields_until(NEWEST, ATTESTED_VERSIONS), "attested")).encode()
         signature = sign(content)
         if flaw == "signature":
-            content = content.replace(b'"vmId":"', b'"vmId":"0')[:-3] + b'"}'
+            content = content[:-1] + b" }"
         issuer = "nobody's CA" if flaw == "signer" else TEST_CA_NAME
-        names = ("%s.%s" % (compute["location"].lower() or "westus", domain), domain)
+        region = re.sub("[^a-z0-9-]", "", compute["location"].lower())[:63] or "westus"
+        names = ("%s.%s" % (region, domain), domain)
         leaf = _leaf_certificate(domain, names, issuer, start)
         data = signed_data(content, signature, leaf, domain, issuer, start)
         return {"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}
@@ -2139,7 +2175,7 @@ def _http_server(
                 self.send(connection)
             except (BlockingIOError, InterruptedError):
                 pass
-            except OSError:  # reset, or gone
+            except Exception:  # reset, or gone; or a fault of ours, which must not end the service of all
                 self.drop(connection)
 
         def send(self, connection: "Connection") -> None:
@@ -2176,6 +2212,43 @@ def _http_server(
             self.accept_again()
 
     return Server()
+
+
+class Clock:
+    """The time of an emulator, in seconds since 1970: ``clock()``. It follows ``source``, ``scale`` times
+    as fast, until it is told otherwise. Raises ValueError for a time outside the years 1970 to 8000."""
+
+    def __init__(self, source: "Callable[[], float]" = time.time, scale: float = 1) -> None:
+        import threading
+
+        now = source()
+        self._source, self._normal, self._lock = source, scale, threading.Lock()
+        self._run = now, now, scale  # the source's time, this clock's time then, and how fast it has run since
+
+    def __call__(self) -> float:
+        """The time now."""
+        seen, then, scale = self._run
+        return then + (self._source() - seen) * scale
+
+    def advance(self, seconds: float) -> None:
+        """Go forward by so many seconds, at once."""
+        with self._lock:
+            seen, then, scale = self._run
+            self._set(seen, then + seconds, scale)
+
+    def freeze(self) -> None:
+        """Stand still; only ``advance`` goes on."""
+        self.resume(0)
+
+    def resume(self, scale: "Optional[float]" = None) -> None:
+        """Run again, ``scale`` times as fast as the source; None: as fast as at first."""
+        with self._lock:
+            self._set(self._source(), self(), self._normal if scale is None else scale)
+
+    def _set(self, seen: float, then: float, scale: float) -> None:
+        if not 0 <= then < 190e9 or not 0 <= scale < 1e9:
+            raise ValueError("a clock can't show %r seconds since 1970, or run %r times as fast" % (then, scale))
+        self._run = seen, then, scale
 
 
 class Emulator:
@@ -2491,7 +2564,7 @@ class Client:
             raise ValueError("timeout and deadline must be more than 0 seconds")
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
         self._clock, self._sleep, self._now = clock, sleep, now
-        self._negotiated = None  # type: Optional[str]
+        self._negotiated, self._events_version = None, EVENTS_NEWEST  # type: Optional[str], str
         self._tokens = {}  # type: Dict[str, Tuple[float, Dict[str, str]]]
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
@@ -2522,25 +2595,28 @@ class Client:
         reply = self._ask_events()
         document = _content(reply)
         try:
-            events = [(event["EventId"], event["EventStatus"], event["EventType"], event["Resources"],
-                       parse_time(event["NotBefore"])) for event in document["Events"]]
-            if document["DocumentIncarnation"] is not None and events is not None:
+            for event in document["Events"]:
+                parse_time(event["NotBefore"])
+                format_json([event["EventId"], event["EventStatus"], event["EventType"], ",".join(event["Resources"])])
+            if document["DocumentIncarnation"] is not None:
                 return dict(document)
         except (KeyError, TypeError, ValueError, AttributeError):
             pass
         raise _not_imds(reply, "JSON of another shape")
 
-    def _ask_events(self) -> "Reply":
-        target = "/metadata/scheduledevents?api-version="
-        try:
-            return self._ask(target + EVENTS_NEWEST, patience=EVENTS_TIMEOUT)
-        except NotFound:  # a service of before that version
-            return self._ask(target + EVENTS_GA, patience=EVENTS_TIMEOUT)
-
     def approve(self, *event_ids: str) -> None:
         """Let events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
-        body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
-        self._ask("/metadata/scheduledevents?api-version=" + EVENTS_NEWEST, patience=EVENTS_TIMEOUT, body=body)
+        self._ask_events(format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode())
+
+    def _ask_events(self, body: "Optional[bytes]" = None) -> "Reply":
+        target = "/metadata/scheduledevents?api-version="
+        try:
+            return self._ask(target + self._events_version, patience=EVENTS_TIMEOUT, body=body)
+        except NotFound:
+            if self._events_version == EVENTS_GA:
+                raise
+            self._events_version = EVENTS_GA  # a service of before the other
+            return self._ask(target + EVENTS_GA, patience=EVENTS_TIMEOUT, body=body)
 
     def watch_events(self, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """Yield the list of scheduled events as it is now, and again whenever it has changed: once for each
@@ -2574,13 +2650,14 @@ class Client:
         now = self._clock()
         if now >= renewed:
             reply = self._ask(target, patience=TOKEN_TIMEOUT)
-            answer = _content(reply)
             try:
+                answer = _content(reply)
                 self._tokens[target] = now + float(answer["expires_in"]) - TOKEN_RENEWED, answer
                 answer["access_token"].encode("ascii")
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (NotIMDS, KeyError, TypeError, ValueError, AttributeError):
                 self._tokens.pop(target, None)
-                raise _not_imds(reply._replace(body=""), "JSON of another shape") from None  # a token may be in it
+                reply = reply._replace(body="")  # a token may be in it
+                raise _not_imds(reply, "something that is not a token's answer") from None
         return dict(answer)
 
     def attested(self, nonce: "Optional[str]" = None) -> "Tuple[Dict[str, str], Dict[str, Any]]":
@@ -2594,15 +2671,16 @@ class Client:
             signed_nonce, vm_id = content["nonce"], content["vmId"]
         except (ValueError, KeyError, TypeError) as error:
             raise _not_imds(reply, "something that is not an attested document (%s)" % error) from None
+        wrong = ""
         if nonce and signed_nonce != nonce:
-            raise _failure(Refused, reply, "the attested document answers nonce %r, not %r; it may be a cached or a "
-                           "foreign one" % (signed_nonce, nonce))
-        if vm_id != self.get("compute/vmId"):
-            raise _failure(Refused, reply, "the attested document is of another VM, %s" % vm_id)
-        now = self._now()
-        if not stamps[0] - 300 <= now <= stamps[1]:
-            raise _failure(Refused, reply, "the attested document is valid from %(createdOn)s to %(expiresOn)s, and it "
-                           "is not that now; is this machine's clock right?" % content["timeStamp"])
+            wrong = "it answers nonce %r, not %r" % (signed_nonce, nonce)
+        elif vm_id != self.get("compute/vmId"):
+            wrong = "it is of another VM, %s" % vm_id
+        elif not stamps[0] - 300 <= self._now() <= stamps[1]:  # five minutes for clocks that differ
+            wrong = "it is valid from %(createdOn)s to %(expiresOn)s, and it is not that now" % content["timeStamp"]
+        if wrong:
+            raise Refused("the attested document of %s is not to be believed: %s" % (reply.url, wrong),
+                          reply.status, reply.body, reply.url)
         return document, content
 
     def snapshot(self) -> "Dict[str, Any]":
@@ -3006,29 +3084,31 @@ def _run_get(options: "Any") -> None:
 
 def _run_events(options: "Any") -> None:
     client = _client(options)
-    if options.approve:
+    if options.approve is not None:
         waiting = [event for event in client.scheduled_events()["Events"] if event.get("EventStatus") == "Scheduled"]
         ids = [event["EventId"] for event in waiting] if options.approve == "all" else [options.approve]
         if ids:
             client.approve(*ids)
-    elif options.watch or options.handler:
+    if options.watch or options.handler:
         _watch(client, options)
     elif options.json:
         _print(_json(client.scheduled_events()))
-    else:
+    elif options.approve is None:
         _print("\n".join(map(_event_line, client.scheduled_events()["Events"])) or "no scheduled events")
 
 
 def _watch(client: "Client", options: "Any") -> None:
     """Print a line for each event that comes, changes or goes; run the handler for those of this VM."""
+    import shutil
     import subprocess
 
     name = client.get("compute/name") if options.handler else None
+    interval = max(options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
     known, handlers = {}, {}  # type: Dict[str, Any], Dict[str, Any]
     live = sys.stdout.isatty() and not options.json
     incarnation = None
     try:
-        for document in client.poll_events(options.interval):
+        for document in client.poll_events(interval):
             events = {event["EventId"]: event for event in document["Events"]}
             if live:
                 sys.stdout.write("\r\x1b[K")
@@ -3042,14 +3122,16 @@ def _watch(client: "Client", options: "Any") -> None:
                 if name in event["Resources"] and event_id in events and event_id not in handlers and options.handler:
                     handlers[event_id] = subprocess.Popen(options.handler, shell=True, env=_event_environment(event))
             known = events
-            for event_id, handler in handlers.items():
-                if handler and handler.poll() is not None:
-                    handlers[event_id] = None
-                    if handler.returncode == 0 and events.get(event_id, {}).get("EventStatus") == "Scheduled":
-                        client.approve(event_id)
-            soonest = min(known.values(), key=lambda event: parse_time(event["NotBefore"]) or 0, default=None)
-            if live and soonest:
-                sys.stdout.write(_event_line(soonest))
+            ended = [event_id for event_id, handler in handlers.items() if handler and handler.poll() is not None]
+            done = [event_id for event_id in ended if handlers[event_id].returncode == 0
+                    and events.get(event_id, {}).get("EventStatus") == "Scheduled"]
+            handlers.update(dict.fromkeys(ended))
+            if done:
+                client.approve(*done)
+            coming = [event for event in known.values() if event["NotBefore"]]
+            if live and coming:
+                soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
+                sys.stdout.write(_event_line(soonest)[:shutil.get_terminal_size().columns - 1])
                 sys.stdout.flush()
     finally:
         for handler in filter(None, handlers.values()):  # what it began it should end
@@ -3058,14 +3140,14 @@ def _watch(client: "Client", options: "Any") -> None:
 
 def _event_line(event: "Mapping[str, Any]") -> str:
     """An event for people: its status, type, VMs, the time that is left, its id and description."""
-    not_before = parse_time(event.get("NotBefore", ""))
+    not_before = parse_time(event["NotBefore"])
     left = ""
     if not_before is not None:
         seconds = max(0, int(not_before - time.time()))
         left = "in %d:%02d" % divmod(seconds, 60)
-    return "%-9s  %-9s  %-9s  %s  %s  %s" % (
-        event.get("EventStatus"), event.get("EventType"), left, event.get("EventId"),
-        ",".join(event.get("Resources", [])), event.get("Description", ""))
+    line = "%-9s  %-9s  %-9s  %s  %s  %s" % (event["EventStatus"], event["EventType"], left, event["EventId"],
+                                             ",".join(event["Resources"]), event.get("Description", ""))
+    return "".join(char if char.isprintable() else "?" for char in line).rstrip()
 
 
 def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
@@ -3073,7 +3155,7 @@ def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
              "DESCRIPTION": "Description", "SOURCE": "EventSource", "DURATION": "DurationInSeconds"}
     environment = dict(os.environ, EVENT_RESOURCES=" ".join(event.get("Resources", [])))
     environment.update(("EVENT_" + name, str(event.get(field, ""))) for name, field in names.items())
-    return environment
+    return {name: value.replace("\0", "") for name, value in environment.items()}
 
 
 def _run_token(options: "Any") -> None:
@@ -3101,9 +3183,13 @@ def _run_snapshot(options: "Any") -> None:
 def _run_diff(options: "Any") -> int:
     vms = []  # type: List[Dict[str, Any]]
     for name in (options.A, options.B):
-        vm = Client(name).snapshot() if name.startswith("http://") else split_document(_read_json(name))
-        vms.append({part: node for part, node in vm.items() if node is not None and part != "attested"})
-    one, other = ({part: vm[part] for part in set(vms[0]).intersection(vms[1])} for vm in vms)
+        vm = Client(name).snapshot() if name.startswith("http://") else _read_json(name)
+        parts = {part: node for part, node in split_document(vm).items() if node is not None}
+        parts.pop("attested", None)  # it is another one each time
+        vms.append(parts)
+    if not all(set(vm).difference(("instance",)) for vm in vms):  # one has nothing else: compare no more
+        vms = [{"instance": vm["instance"]} for vm in vms]
+    one, other = vms
     count = 0
     for path, before, after in diff(one, other):
         _print("%s: %s -> %s" % (path, _shown(before), _shown(after)))

@@ -141,7 +141,9 @@ class Get(unittest.TestCase):
 
     def test_values_that_can_not_be_used(self):
         for call in (lambda: imds.get("x", endpoint="ftp://x"), lambda: imds.get("x", endpoint="127.0.0.1:80"),
-                     lambda: imds.get("x", endpoint="http://"), lambda: self.vm.get("x", format="xml"),
+                     lambda: imds.get("x", endpoint="http://"), lambda: imds.get("x", endpoint="http://x:abc"),
+                     lambda: imds.get("x", endpoint="http://127.0.0.1:9 x"), lambda: self.vm.get("x", timeout=0),
+                     lambda: self.vm.get("x", timeout=float("inf")), lambda: self.vm.get("x", deadline=float("nan")), lambda: self.vm.get("x", format="xml"),
                      lambda: self.vm.get("http://example.com/metadata/instance")):
             with self.assertRaises(ValueError):
                 call()
@@ -201,6 +203,20 @@ class Negotiation(unittest.TestCase):
             vm.get("compute/name", api_version="2021-02-01", deadline=1)
 
 
+    def test_for_the_other_endpoints_too(self):
+        with imds.Emulator(versions=["2021-12-13", "2020-10-01"], load_balancer=True) as vm:
+            client = imds.Client(vm.url)
+            self.assertIn("loadbalancer", client.get("/metadata/loadbalancer"))
+            self.assertEqual(client.attested()[1]["vmId"], vm.instance["compute"]["vmId"])
+            self.assertEqual(len(imds.Client(vm.url).snapshot()), 5)
+
+    def test_nonsense_on_offer(self):
+        for offer in (b'["\\ud800"]', b'"abc"', b"[5]", b"{}", b"null", b"[" * 100000):
+            with Script(reply(400, b'{"error":"x","newest-versions":%s}' % offer)) as server:
+                with self.assertRaises(imds.Refused):
+                    imds.get("compute", endpoint=server.url)
+
+
 class Failures(unittest.TestCase):
     def ask(self, *answers, **settings):
         """The result or the error of a get, the pauses it made, and the number of requests."""
@@ -253,6 +269,18 @@ class Failures(unittest.TestCase):
         result, pauses, _ = self.ask(reply(410, b"{}"), deadline=5)
         self.assertLess(sum(pauses), 5)
         self.assertEqual((result.status, result.body), (410, "{}"))
+
+    def test_the_deadline_is_for_all_requests_together(self):
+        throttled = reply(429, b"{}")
+        refusal = reply(400, b'{"newest-versions":["2017-04-02"]}')
+        result, pauses, _ = self.ask(throttled, throttled, refusal, throttled, deadline=6)
+        self.assertIsInstance(result, imds.Unavailable)
+        self.assertLess(sum(pauses), 6)
+
+    def test_a_message_is_one_line_that_no_terminal_obeys(self):
+        result, _, _ = self.ask(reply(400, b"\x1b[31mboo\x07\r\nfoo"))
+        self.assertTrue(str(result).isprintable())
+        self.assertIn("boo? foo", str(result))
 
     def test_resets_for_ever(self):
         result, pauses, _ = self.ask(None)

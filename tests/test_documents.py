@@ -42,6 +42,19 @@ class Whole(unittest.TestCase):
             ({"instance": {}, "scheduledevents": {"Events": 5}}, "scheduledevents"),
             ({"instance": {}, "scheduledevents": {"Events": [{"EventType": "Rebot"}]}}, "did you mean Reboot?"),
             ({"instance": []}, "instance must be an object"), (5, "instance must be an object"),
+            ({"scheduledevents": {"Events": [5]}}, "scheduledevents.Events.0 must be an object"),
+            ({"scheduledevents": {"DocumentIncarnation": True}}, "DocumentIncarnation must be a whole number"),
+            ({"scheduledevents": {"Events": [{"EventType": "Reboot", "Resources": None}]}}, "Resources must be a list"),
+            ({"scheduledevents": {"Events": [{"EventType": "Reboot", "NotBefore": "soon"}]}}, "'soon' is not a time"),
+            ({"scheduledevents": {"Events": [{"EventType": "Reboot"}]}}, "EventId must be there"),
+            ({"identity": {"identities": 5}}, "identity.identities must be a list"),
+            ({"identity": {"identities": [{}]}}, "identity.type must be a string"),
+            ({"identity": {"tenantId": 5}}, "identity.tenantId must be a string"),
+            ({"loadbalancer": {"loadbalancer": 5}}, "loadbalancer must be an object"),
+            ({"loadbalancer": {"inboundRules": [5]}}, "loadbalancer.inboundRules must be an object"),
+            ({"attested": {"foo": 1}}, "attested.encoding must be a string"),
+            ({"loadbalancer": {"x": float("nan")}}, "JSON"), ({"identity": {"tenantId": "\ud800"}}, "JSON"),
+            ({"compute": {1: "a"}}, "JSON"), ({"compute": {"name": "\ud800"}}, "JSON"),
         ):
             with self.subTest(document=document), self.assertRaises(ValueError) as caught:
                 imds.Emulator(document)
@@ -93,6 +106,34 @@ class Redact(unittest.TestCase):
         self.assertEqual(rule["privateIpAddress"], address["privateIpAddress"])
         self.assertEqual(compute["tags"], "tag1:value1;tag2:value1")
 
+    def test_values(self):
+        def redacted(value, path="compute/tagged"):
+            part, name = path.split("/")
+            return imds.redact({"instance": {part: {name: value}}})["instance"][part][name]
+
+        for path, value, expected in (
+            ("compute/resourceId", "20.10.5.6", "198.18.0.1"), ("compute/resourceId", "52.10.3.4 10.0.0.1", "198.18.0.1 10.0.0.1"),
+            ("compute/resourceId", "10.2.3.4 10.0.0.1 10.2.3.4", "10.0.0.1 10.0.0.2 10.0.0.1"),
+            ("compute/version", "10.2.0.1", "10.2.0.1"), ("compute/resourceId", "4.18.0", "4.18.0"),
+            ("compute/resourceId", "2603:1030:8:5:: ::1 fd00::a:1", "2001:db8::1 2001:db8::2 2001:db8::3"),
+            ("compute/resourceId", "reason:disk at 12:30:45", "reason:disk at 12:30:45"),
+            ("compute/resourceId", "https://x/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/12345",
+             "https://x/subscriptions/00000000-0000-4000-8000-000000000001/resourceGroups/name1"),
+            ("compute/resourceId", "/CommunityGalleries/acme-1/Images/secret/Versions/1.2.3",
+             "/CommunityGalleries/name1/Images/name2/Versions/1.2.3"),
+            ("compute/resourceId", "8D10DA13-8125-4BA9-A717-BF7490507B3D", "00000000-0000-4000-8000-000000000001"),
+            ("compute/name", "john_4155550123", "name1"), ("compute/name", "web_12", "name1_12"),
+            ("compute/name", "acme_OsDisk_1_0123456789abcdef0123456789abcdef", "name1_OsDisk_1_" + "0" * 31 + "1"),
+            ("compute/publicKeys", [{"path": "/Users/bob/.ssh/authorized_keys"}], [{"path": "/Users/name1/.ssh/authorized_keys"}]),
+            ("compute/newThing", "group-acme", "value1"),
+        ):
+            with self.subTest(value=value):
+                self.assertEqual(redacted(value, path), expected)
+        many = imds.redact({"instance": {"compute": {"tags": "", "resourceId": " ".join(
+            "10.1.%d.%d" % divmod(number, 256) for number in range(600))}}})["instance"]["compute"]["resourceId"]
+        self.assertEqual(len(set(many.split())), 600)
+        self.assertNotIn(".256", many)
+
     def test_it_is_stable_and_can_be_served(self):
         self.assertEqual(imds.redact(self.taken), self.redacted)
         with imds.Emulator(self.redacted) as vm:
@@ -115,6 +156,15 @@ class Commands(unittest.TestCase):
             self.assertNotIn("web_1", run("snapshot", "--redact", "--endpoint", vm.url)[1])
             self.assertEqual(run("diff", name, "nowhere")[0], 2)
             self.assertEqual(run("diff", name, "http://127.0.0.1:9")[0], 3)
+
+    def test_diff_of_parts(self):
+        with tempfile.TemporaryDirectory() as folder:
+            bare, whole, other, truth = files(
+                folder, bare={"compute": {"name": "x"}}, whole={"instance": {"compute": {"name": "x"}}, "loadbalancer": {}},
+                other={"instance": {"compute": {"name": "x"}}, "identity": {}}, truth={"compute": {"name": True}})
+            self.assertEqual(run("diff", bare, whole), (0, "", ""))
+            self.assertEqual(run("diff", whole, other), (1, "identity: (absent) -> {}\nloadbalancer: {} -> (absent)\n", ""))
+            self.assertEqual(run("diff", bare, truth)[:2], (1, 'instance/compute/name: "x" -> true\n'))
 
     def test_token(self):
         with imds.Emulator(identities=["user:one", "user:two"]) as vm:

@@ -6,6 +6,8 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -52,6 +54,10 @@ class Conversation(unittest.TestCase):
             (b"", None, False),
             (line + b"Host: x\r\nmEtAdAtA:   True  \r\n\r\n", 200, False),
             (b"\r\n" + REQUEST, 200, False),
+            (REQUEST.replace(b"\r\n", b"\n")[:-1] + b"\r\n", 200, False),
+            (REQUEST.replace(b"Host: x", b"Host: x\r\nHost: y"), 400, True),
+            (REQUEST.replace(b"Host: x", b"Host: x\r\nConnection: not-closed"), 200, False),
+            (b"HEAD / HTTP/1.1\r\n\r\n", 400, True),
             (REQUEST.replace(b"\r\n", b"\n"), 200, False),
             (line + b"Metadata: true\r\n\r\n", 400, True),  # HTTP/1.1 wants a Host
             (line + b"Host: x\r\nMetadata: true\r\nConnection: close\r\n\r\n", 200, True),
@@ -88,6 +94,9 @@ class Conversation(unittest.TestCase):
             (chunked + b"3\r\nabc\r\n0\r\n\r\n", 405, False),
             (chunked + b"3;x=y\r\nabc\r\n0\r\nTrailer: z\r\n\r\n", 405, False),
             (chunked + b"3\r\nab", None, False),
+            (chunked + b"3\r", None, False),
+            (chunked + b"3\r\nabc\r\n0\r", None, False),
+            (chunked + b"1\r\na\r\n" * 1030, 413, True),
             (chunked + b"3\r\nabc\r\n0\r\n", None, False),
             (chunked + b"xyz\r\n", 400, True),
             (chunked + b"-1\r\n", 400, True),
@@ -305,6 +314,41 @@ class Fixture(unittest.TestCase):
                 client.close()
             self.assertEqual(vm.get("compute/name"), "avset2")
         self.assertEqual(errors.getvalue(), "")
+
+    def test_a_fault_is_answered_and_a_log_may_fail(self):
+        def fail(line):
+            raise OSError("no space left")
+
+        with imds.Emulator(log=fail) as vm:
+            self.assertEqual(vm.get("compute/name"), "avset2")
+            vm._service.respond = None  # what no caller can do
+            with self.assertRaises(imds.Unavailable) as caught:
+                vm.get("compute/name", deadline=0.1)
+            self.assertEqual(caught.exception.body, '{ "error": "Server error" }')
+
+    def test_stop_from_within(self):
+        vm = imds.Emulator(log=lambda line: vm.stop())
+        vm.start()
+        vm.get("compute/name")
+        with self.assertRaises(RuntimeError):
+            vm.url  # noqa: B018
+
+    def test_more_clients_than_descriptors(self):
+        try:
+            import resource
+        except ImportError:
+            self.skipTest("no limits here")
+        script = ("import resource, sys, threading; sys.path.insert(0, %r); import imds; vm = imds.Emulator().start()\n"
+                  "import urllib.request; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); good = []\n"
+                  "def ask():\n"
+                  "    for _ in range(5):\n"
+                  "        try: good.append(imds.get('compute/name', endpoint=vm.url))\n"
+                  "        except Exception: pass\n"
+                  "threads = [threading.Thread(target=ask) for _ in range(100)]\n"
+                  "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
+                  "print(vm.get('compute/name'), len(good) > 50); vm.stop()" % os.path.dirname(imds.__file__))
+        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        self.assertEqual((done.stdout, done.stderr), (b"avset2 True\n", b""))
 
     def test_a_client_that_does_not_read(self):
         with imds.Emulator() as vm:

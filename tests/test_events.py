@@ -155,6 +155,36 @@ class Rules(Case):
         self.assertEqual(self.list()["Events"][0]["EventStatus"], "Scheduled")
 
 
+class Wrong(Case):
+    def test_only_the_endpoint_itself_takes_an_approval(self):
+        event_id = self.service.schedule("Reboot")
+        body = json.dumps({"StartRequests": [{"EventId": event_id}]}).encode()
+        for target, status in (("/metadata/scheduledevents/x?api-version=2020-07-01", 404),
+                               ("/metadata/scheduledevents?api-version=2020-07-01&format=text", 400)):
+            self.assertEqual(ask(target, verb="POST", body=body, of=self.service).status, status)
+        for body in (b'{"StartRequests":{}}', b'{"StartRequests":""}'):
+            self.assertEqual(self.post(body).status, 400)
+        self.assertEqual(self.list()["Events"][0]["EventStatus"], "Scheduled")
+
+    def test_what_can_not_be_scheduled(self):
+        for settings in ({"kind": None}, {"kind": ["Reboot"]}, {"source": None}, {"resources": "web_1"},
+                         {"resources": [None]}, {"not_before": float("nan")}, {"not_before": float("inf")},
+                         {"not_before": 1e18}, {"duration": 1.5}, {"duration": "5"}, {"duration": True},
+                         {"duration": -7}, {"description": 5}, {"description": "\ud800"}, {"resources": ["\ud800"]}):
+            with self.subTest(settings=settings), self.assertRaises(ValueError):
+                self.service.schedule(**dict({"kind": "Reboot"}, **settings))
+        self.assertEqual(self.list(), {"DocumentIncarnation": 1, "Events": []})
+
+    def test_times_that_no_clock_shows(self):
+        clock = imds.Clock(lambda: START)
+        for change in (lambda: clock.advance(float("inf")), lambda: clock.advance(float("nan")),
+                       lambda: clock.advance(1e12), lambda: clock.advance(-1e11), lambda: clock.resume(float("nan")),
+                       lambda: clock.resume(-1)):
+            with self.assertRaises(ValueError):
+                change()
+        self.assertEqual(clock(), START)
+
+
 class Life(Case):
     def statuses(self):
         return [event["EventStatus"] for event in self.list()["Events"]]
@@ -228,7 +258,8 @@ class Clocks(unittest.TestCase):
 
     def test_parse_time(self):
         for text, seconds in (("Tue, 16 Mar 2021 00:58:46 GMT", 1615856326), ("2021-03-16T00:58:46Z", 1615856326),
-                              ("2021-03-16T00:58:46.123Z", 1615856326), ("", None)):
+                              ("2021-03-16T00:58:46.123Z", 1615856326), ("2021-03-16T02:58:46+02:00", 1615856326),
+                              ("20210316T005846Z", 1615856326), ("2021-03-16 00:58", 1615856280), ("", None)):
             self.assertEqual(imds.parse_time(text), seconds)
         with self.assertRaises(ValueError):
             imds.parse_time("soon")
@@ -276,11 +307,17 @@ class ClientSide(unittest.TestCase):
 
     def test_a_service_of_2018(self):
         with imds.Emulator(as_of="2018") as vm:
-            vm.schedule("Reboot")
-            self.assertNotIn("Description", imds.scheduled_events(endpoint=vm.url)["Events"][0])
+            event_id = vm.schedule("Reboot")
+            client = imds.Client(vm.url)
+            self.assertNotIn("Description", client.scheduled_events()["Events"][0])
+            client.approve(event_id)
+            self.assertEqual(client.scheduled_events()["Events"][0]["EventStatus"], "Started")
 
     def test_not_a_list_of_events(self):
-        for body in (b"[]", b"{}", b'{"Events":5}', b'{"Events":[5]}', b"{"):
+        event = b'{"EventId":"x","EventStatus":"Scheduled","EventType":"Reboot","Resources":%s,"NotBefore":"%s"}'
+        for body in (b"[]", b"{}", b'{"Events":5}', b'{"Events":[5]}', b"{", b'{"Events":[]}',
+                     b'{"DocumentIncarnation":1,"Events":[%s]}' % (event % (b"[]", b"soon")),
+                     b'{"DocumentIncarnation":1,"Events":[%s]}' % (event % (b"null", b""))):
             with Script(reply(200, body)) as server, self.assertRaises(imds.NotIMDS):
                 imds.scheduled_events(endpoint=server.url)
 

@@ -256,7 +256,7 @@ class Attested(unittest.TestCase):
                     self.assertEqual(code == 0, flaw not in ("signer", "signature"))
                     fields = json.loads(imds.signed_content(data).decode())
                     self.assertEqual(fields["nonce"] == "1234567890", flaw != "nonce")
-                    self.assertEqual(fields["vmId"] == vm.instance["compute"]["vmId"], flaw not in ("vmId", "signature"))
+                    self.assertEqual(fields["vmId"] == vm.instance["compute"]["vmId"], flaw != "vmId")
                     self.assertEqual(b"westus.metadata.azure.us" in data, flaw != "domain")
             good = base64.b64decode(vm.attested()["signature"])
             for at in (good.index(b'"vmId"') + 10, len(good) - 5):  # a byte of the content, one of the signature
