@@ -1783,6 +1783,8 @@ class Service:
             raise ValueError("a nonce has at most %d characters" % MAX_NONCE)
         if self._recorded and not nonce and not flaw:
             return self._recorded
+        if flaw == "nonce":
+            nonce = "1111111111" if nonce == "0000000000" else "0000000000"
         compute = self.instance["compute"]
         created = int(self.clock()) - (86400 + ATTESTED_SECONDS if flaw == "expired" else 0)
         start = created - created % 86400 - CERTIFICATE_BACKDATED  # of the certificate: a new one a day
@@ -1791,7 +1793,7 @@ class Service:
         stamps = [time.strftime(ATTESTED_TIME, moment) for moment in (time.gmtime(created), expires)]
         content = format_json(_project({
             "licenseType": compute["licenseType"], "plan": compute["plan"], "sku": compute["sku"],
-            "nonce": "0" * 9 + str(int(nonce == "0" * 10)) if flaw == "nonce" else nonce or time.strftime(ATTESTED_NONCE, expires),
+            "nonce": nonce or time.strftime(ATTESTED_NONCE, expires),
             "subscriptionId": compute["subscriptionId"],
             "timeStamp": {"createdOn": stamps[0], "expiresOn": stamps[1]},
             "vmId": guid("another", compute["vmId"]) if flaw == "vmId" else compute["vmId"],
@@ -1970,7 +1972,7 @@ def _read_chunks(data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
 def _write(response: "Response", with_body: bool, connection: str) -> bytes:
     """A response as bytes."""
     lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
-    lines += ["%s: %s" % header for header in response.headers]
+    lines += map(": ".join, response.headers)
     if connection:
         lines.append("Connection: " + connection)
     head = "\r\n".join(lines) + "\r\n\r\n"
