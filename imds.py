@@ -380,6 +380,9 @@ RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
 # Where the service is, and where the emulator is unless told otherwise.
 DEFAULT_ENDPOINT, DEFAULT_PORT = "http://169.254.169.254", 8169
 
+# What a document of a whole VM holds.
+PARTS = ("instance", "scheduledevents", "identity", "loadbalancer", "attested")
+
 # What of a document says who or where it is, and what takes its place: by the path, list indexes left out.
 # "" is public and stays. GUIDs, addresses and resource ids are found wherever else they stand, and what
 # no table knows is a "value".
@@ -683,13 +686,13 @@ class Error(Exception):
         return self.message
 
 
+class NotFound(Error, KeyError):
+    """There is no such path in the document or in the service. Also a KeyError."""
+
+
 def printable(text: str) -> str:
     """``text`` on one line, with nothing in it that a terminal would obey."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-
-
-class NotFound(Error, KeyError):
-    """There is no such path in the document or in the service. Also a KeyError."""
 
 
 def resolve(document: "Any", path: str) -> "Any":
@@ -971,9 +974,6 @@ def guid(*words: str) -> str:
 
 # --- whole VMs: what more than the instance document a file may hold
 
-PARTS = ("instance", "scheduledevents", "identity", "loadbalancer", "attested")
-
-
 def split_document(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     """The parts of a document: of a whole VM, or of one that is an instance document only. A part that is
     not there is None, an instance {}. Raises ValueError."""
@@ -1038,7 +1038,7 @@ def check_identities(identities: "Iterable[Any]") -> "List[Any]":
 
 
 def balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """A load balancer's document, checked, in the order of the wire."""
+    """A load balancer's document in the order of the wire."""
     document = document.get("loadbalancer", document)
     rules = {name: [_in_order(rule, fields) for rule in document.get(name, [])]
              for name, fields in LOAD_BALANCER.items()}
@@ -1078,9 +1078,11 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
 
     def name(value: str) -> str:
         """web_1, web00000A and web_OsDisk_1_HEX keep the form of what comes after web."""
-        base, number, _, unique = re.split(
-            r"((?:_OsDisk|_DataDisk|_disk)?_\d{1,4}|000[0-9A-Z]{3})?(_([0-9a-f]{32}))?\Z", value, maxsplit=1)[:4]
-        return stand_in("name", base) + (number or "") + (unique and "_" + stand_in("hex", unique) or "")
+        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,4}|000[0-9A-Z]{3})(_([0-9a-f]{32}))?\Z", value, re.S)
+        if not found:
+            return stand_in("name", value)
+        unique = "_" + stand_in("hex", found.group(4)) if found.group(4) else ""
+        return stand_in("name", found.group(1)) + found.group(2) + unique
 
     def resource_id(value: str) -> str:
         """A type and a name in turn; "providers" is followed by a namespace, which is public."""
@@ -1304,8 +1306,8 @@ Request = collections.namedtuple("Request", "verb target headers body")
 # status: int; headers: list of (name, value), in order; body: bytes; note: str, why it was refused.
 Response = collections.namedtuple("Response", "status headers body note")
 
-# A target taken apart. path: its names; endpoint: the row of ENDPOINTS they begin with, or None;
-# query: dict; problem: the row of REFUSALS that the target itself deserves, or None; page: what it
+# A target taken apart. path: its names; endpoint: the key of ENDPOINTS that they begin with, or None;
+# query: dict; problem: the key of REFUSALS that the target itself deserves, or None; page: what it
 # shows of an instance document, the same for targets that show the same.
 Target = collections.namedtuple("Target", "path endpoint query problem page")
 
@@ -1343,7 +1345,7 @@ def _decode(text: str) -> str:
 
 
 class _Refusal(Exception):
-    """A row of REFUSALS that applies; ``value`` is what its body speaks of."""
+    """The row of REFUSALS with the key ``rule`` applies; ``value`` is what its body speaks of."""
 
     def __init__(self, rule: str, value: str = "") -> None:
         super().__init__(rule)
@@ -1515,14 +1517,14 @@ class Service:
         now = self.clock()
         _, notice, type_duration, type_lasts, descriptions = EVENT_TYPES[_known(kind, EVENT_TYPES, "EventType")]
         _known(source, ("Platform", "User"), "EventSource")
-        names = [self.instance["compute"]["name"]] if resources is None else resources
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        names = [self.instance["compute"]["name"]] if resources is None else list(resources)
+        if isinstance(resources, str) or not all(isinstance(name, str) for name in names):
             raise ValueError("resources must be a list of names, not %r" % (resources,))
         duration = type_duration if duration is None else duration
         if not isinstance(duration, int) or isinstance(duration, bool) or not -1 <= duration < 1e9:
             raise ValueError("duration must be a whole number of seconds, or -1, not %r" % (duration,))
         description = descriptions.get(source, "") if description is None else description
-        format_json([list(names), _check(description, str, "description")]).encode()
+        format_json([names, _check(description, str, "description")]).encode()  # ValueError for half a character
         if not_before is None:
             not_before = now + notice
         elif not_before < 1e8:  # seconds from now, for as seconds since 1970 that would be long ago
@@ -1532,7 +1534,7 @@ class Service:
         self.events.settle(now)
         event_id = guid(self.instance["compute"]["vmId"], str(now), str(self.events.incarnation)).upper()
         self.events.add(_Event(
-            event_id, kind, list(names), source, description, duration, not_before,
+            event_id, kind, names, source, description, duration, not_before,
             type_lasts if lasts is None else lasts, now + cancelled_after))
         return event_id
 
