@@ -2035,7 +2035,8 @@ class _Conversation:
                 response = self._service.respond(request)
             except Exception as error:  # one request must not end the service of all
                 response = self._service.refuse("failed", request)
-                response = response._replace(note="%s: %s: %s" % (response.note, type(error).__name__, error))
+                note = "%s: %s: %s" % (response.note, type(error).__name__, error)
+                response = response._replace(note=printable(note))
         wish = headers.get("connection", "").lower().replace(" ", "").split(",")
         self.over = "close" in wish if version == "HTTP/1.1" else "keep-alive" not in wish
         if self._log:
