@@ -732,7 +732,7 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
     for known in paths:
         if known == wanted or known.endswith("/" + wanted):
             return paths[known]
-    nearest = difflib.get_close_matches(wanted, paths, n=1, cutoff=0.75)
+    nearest = difflib.get_close_matches(wanted, paths, n=1, cutoff=0.8)
     return paths[nearest[0]] if nearest else None
 
 
@@ -1374,14 +1374,16 @@ class _Event:
     def __init__(
         self, event_id: str, kind: str, resources: "List[str]", source: str, description: str, duration: int,
         not_before: float, lasts: float, cancelled: float = float("inf"), started: "Optional[float]" = None,
+        replayed: bool = False,
     ) -> None:
         self.id, self.kind, self.resources, self.source = event_id, kind, resources, source
         self.description, self.duration, self.not_before = description, duration, not_before
         self.lasts, self.cancelled, self.started = lasts, cancelled, started
+        self.starts = float("inf") if replayed else not_before  # by itself
 
     def next_change(self) -> float:
         """When it starts, is cancelled, or is gone."""
-        return min(self.not_before, self.cancelled) if self.started is None else self.started + self.lasts
+        return min(self.starts, self.cancelled) if self.started is None else self.started + self.lasts
 
     def fields(self) -> "Dict[str, Any]":
         return {
@@ -1401,12 +1403,11 @@ class _Events:
         for event in document.get("Events", []):
             fields = dict([(name, default) for name, _, default in EVENT_FIELDS], **event)
             not_before, kind = parse_time(fields["NotBefore"]) or 0, fields["EventType"]
-            if not_before <= now:  # of a document from some time ago
-                not_before = now + EVENT_TYPES[kind][1]
             self.events.append(_Event(
                 fields["EventId"], kind, list(fields["Resources"]), fields["EventSource"], fields["Description"],
                 fields["DurationInSeconds"], not_before, EVENT_TYPES[kind][3],
-                started=now if fields["EventStatus"] == "Started" else None))
+                started=now if fields["EventStatus"] == "Started" else None,
+                replayed=not_before <= now))  # what was recorded some time ago waits for its approval
 
     def settle(self, now: float) -> None:
         """Let everything happen that is due, each moment in its turn."""
@@ -1415,7 +1416,7 @@ class _Events:
             if due > now:
                 return
             for event in [event for event in self.events if event.next_change() == due]:
-                if event.started is None and event.not_before == due:
+                if event.started is None and event.starts == due:
                     event.started = due
                 else:
                     self.events.remove(event)
@@ -2444,7 +2445,7 @@ RETRIED = {  # and 5xx, never another 4xx; with advice for when it does not help
     429: "ask less often than 5 times a second",
 }
 
-Reply = collections.namedtuple("Reply", "status content_type server body url")
+Reply = collections.namedtuple("Reply", "status content_type server date body url")
 
 
 class Refused(Error):
@@ -2570,6 +2571,7 @@ class Client:
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
         self._clock, self._sleep, self._now = clock, sleep, now
         self._negotiated, self._events_version = None, EVENTS_NEWEST  # type: Optional[str], str
+        self.ahead = 0.0  # seconds by which the clock that NotBefore goes by is ahead of ours
         self._tokens = {}  # type: Dict[str, Tuple[float, Dict[str, str]]]
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
@@ -2600,6 +2602,7 @@ class Client:
         reply = self._ask_events()
         document = _content(reply)
         try:
+            self.ahead = (parse_time(reply.date) or self._now()) - self._now()
             for event in document["Events"]:
                 parse_time(event["NotBefore"])
                 format_json([event["EventId"], event["EventStatus"], event["EventType"], ",".join(event["Resources"])])
@@ -2611,7 +2614,12 @@ class Client:
 
     def approve(self, *event_ids: str) -> None:
         """Let events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
-        self._ask_events(format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode())
+        try:
+            requests = [{"EventId": event_id} for event_id in event_ids]
+            self._ask_events(format_json({"StartRequests": requests}).encode())
+        except Refused as error:
+            raise Refused("%s; is there such an event (still)? scheduled_events() says" % error,
+                          error.status, error.body, error.url) from None
 
     def _ask_events(self, body: "Optional[bytes]" = None) -> "Reply":
         target = "/metadata/scheduledevents?api-version="
@@ -2886,7 +2894,7 @@ def _fetch(
                 raise ConnectionResetError("the answer is cut off")
             content_type = response.headers.get_content_type() if "Content-Type" in response.headers else ""
             return Reply(response.status, content_type, response.headers.get("Server", ""),
-                         b"".join(chunks).decode("utf-8", "replace"), url)
+                         response.headers.get("Date", ""), b"".join(chunks).decode("utf-8", "replace"), url)
     except http.client.IncompleteRead:
         raise ConnectionResetError("the answer is cut off") from None
     except urllib.error.URLError as error:
@@ -2946,8 +2954,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     """Run the command line; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = []  # type: List[str]
-    if arguments[:1] == ["exec"] and "--" in arguments:
-        split = arguments.index("--")
+    if arguments[:1] == ["exec"] and not {"-h", "--help"}.intersection(arguments[:2]):
+        split = arguments.index("--") if "--" in arguments else 1
         arguments, command = arguments[:split], arguments[split + 1:]
     try:
         options = _parser(arguments).parse_args(arguments)
@@ -3038,6 +3046,7 @@ def _serve_options(command: "Any") -> None:
 
 
 def _exec_options(command: "Any") -> None:
+    command.usage = "%(prog)s [OPTIONS] [VM.json] -- COMMAND ..."
     command.add_argument("--port", type=int, default=0, help="default: a free one")
 
 
@@ -3046,13 +3055,14 @@ def _emulator_options(command: "Any") -> None:
                          help="what /metadata/instance returns, of a real VM for example, or what snapshot prints; "
                               "- is standard input")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    command.add_argument("--profile", default="linux", help="built-in VM: %s" % ", ".join(VMS))
+    command.add_argument("--profile", help="built-in VM: %s (default: linux)" % ", ".join(VMS))
     command.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
                          help="change a value of the VM, like compute.vmSize=Standard_D4s_v5 (repeatable)")
     command.add_argument("--cloud", help="azEnvironment: %s" % ", ".join(CLOUDS))
     command.add_argument("--as-of", metavar="YEAR", help="2018: the service of the 2018 document")
     command.add_argument("--api-versions", metavar="DATE,...", help="serve only these")
-    command.add_argument("--rate-limit", metavar="N", type=float, help="requests a second (default: no limit)")
+    command.add_argument("--rate-limit", metavar="N", type=float,
+                         help="requests a second, as many at once; 20 for tokens (default: no limit)")
     command.add_argument("--event", metavar="TYPE[:KEY=VALUE,...]", action="append", default=[],
                          help="schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, "
                               "duration, source, description (repeatable)")
@@ -3065,15 +3075,18 @@ def _emulator_options(command: "Any") -> None:
                               % "; ".join("%s, %s" % flaw for flaw in FLAWS.items()))
     command.add_argument("--time-scale", metavar="N", type=_seconds, default=1,
                          help="let its time run so many times as fast")
-    command.add_argument("--quiet", action="store_true", help="no access log")
+    command.add_argument("--quiet", action="store_true", help="no access log (exec has none)")
 
 
 def _seconds(text: str) -> float:
     import argparse
 
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError("must be more than 0")
+        raise argparse.ArgumentTypeError("must be a number, more than 0, not %r" % text)
     return seconds
 
 
@@ -3089,17 +3102,20 @@ def _run_get(options: "Any") -> None:
 
 def _run_events(options: "Any") -> None:
     client = _client(options)
+    if options.handler and not options.watch:
+        raise ValueError("--exec goes with --watch")
     if options.approve is not None:
         waiting = [event for event in client.scheduled_events()["Events"] if event.get("EventStatus") == "Scheduled"]
         ids = [event["EventId"] for event in waiting] if options.approve == "all" else [options.approve]
         if ids:
             client.approve(*ids)
-    if options.watch or options.handler:
+    if options.watch:
         _watch(client, options)
     elif options.json:
         _print(_json(client.scheduled_events()))
     elif options.approve is None:
-        _print("\n".join(map(_event_line, client.scheduled_events()["Events"])) or "no scheduled events")
+        events = client.scheduled_events()["Events"]
+        _print("\n".join(_event_line(event, client) for event in events) or "no scheduled events")
 
 
 def _watch(client: "Client", options: "Any") -> None:
@@ -3107,9 +3123,9 @@ def _watch(client: "Client", options: "Any") -> None:
     import shutil
     import subprocess
 
-    name = client.get("compute/name") if options.handler else None
+    name = client.get("compute/name") if options.handler else None  # of no VM: no handler
     interval = max(options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
-    known, handlers = {}, {}  # type: Dict[str, Any], Dict[str, Any]
+    known, handlers, handled = {}, {}, set()  # type: Dict[str, Any], Dict[str, Any], set[str]
     live = sys.stdout.isatty() and not options.json
     incarnation = None
     try:
@@ -3123,36 +3139,48 @@ def _watch(client: "Client", options: "Any") -> None:
             for event_id in list(events) + [gone for gone in known if gone not in events]:
                 event = events.get(event_id) or dict(known[event_id], EventStatus="Gone", NotBefore="")
                 if event != known.get(event_id) and not options.json:
-                    _print(_event_line(event))
-                if name in event["Resources"] and event_id in events and event_id not in handlers and options.handler:
+                    _print(_event_line(event, client))
+                if name in event["Resources"] and event_id in events and event_id not in handled:
+                    handled.add(event_id)
                     handlers[event_id] = subprocess.Popen(options.handler, shell=True, env=_event_environment(event))
             known = events
-            ended = [event_id for event_id, handler in handlers.items() if handler and handler.poll() is not None]
+            ended = [event_id for event_id, handler in handlers.items() if handler.poll() is not None]
             done = [event_id for event_id in ended if handlers[event_id].returncode == 0
                     and events.get(event_id, {}).get("EventStatus") == "Scheduled"]
-            handlers.update(dict.fromkeys(ended))
+            for event_id in ended:
+                _report(handlers.pop(event_id), event_id)
             if done:
                 client.approve(*done)
             coming = [event for event in known.values() if event["NotBefore"]]
             if live and coming:
                 soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
-                sys.stdout.write(_event_line(soonest)[:shutil.get_terminal_size().columns - 1])
+                line = "%s of %s %s" % (soonest["EventType"], ",".join(soonest["Resources"]), _left(soonest, client))
+                sys.stdout.write(printable(line)[:shutil.get_terminal_size().columns - 1])
                 sys.stdout.flush()
     finally:
-        for handler in filter(None, handlers.values()):  # what it began it should end
+        for event_id, handler in handlers.items():  # what it began it should end
             handler.wait()
+            _report(handler, event_id)
 
 
-def _event_line(event: "Mapping[str, Any]") -> str:
-    """An event for people: its status, type, VMs, the time that is left, its id and description."""
-    not_before = parse_time(event["NotBefore"])
-    left = ""
-    if not_before is not None:
-        seconds = max(0, int(not_before - time.time()))
-        left = "in %d:%02d" % divmod(seconds, 60)
-    line = "%-9s  %-9s  %-9s  %s  %s  %s" % (event["EventStatus"], event["EventType"], left, event["EventId"],
-                                             ",".join(event["Resources"]), event.get("Description", ""))
+def _report(handler: "Any", event_id: str) -> None:
+    if handler.returncode:
+        _log("imds: %s ended with %d; event %s is not approved" % (handler.args, handler.returncode, event_id))
+
+
+def _event_line(event: "Mapping[str, Any]", client: "Client") -> str:
+    """An event for people: its status, type, the time that is left, its id, VMs and description."""
+    line = "%-9s  %-9s  %-9s  %s  %s  %s" % (
+        event["EventStatus"], event["EventType"], _left(event, client), event["EventId"],
+        ",".join(event["Resources"]), event.get("Description", ""))
     return "".join(char if char.isprintable() else "?" for char in line).rstrip()
+
+
+def _left(event: "Mapping[str, Any]", client: "Client") -> str:
+    """The time until NotBefore, by the service's clock."""
+    not_before = parse_time(event["NotBefore"])
+    return "" if not_before is None else "in %d:%02d" % divmod(
+        max(0, int(not_before - time.time() - client.ahead)), 60)
 
 
 def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
@@ -3259,8 +3287,10 @@ def _run_exec(options: "Any") -> int:
 
 
 def _emulator(options: "Any") -> "Emulator":
-    document = VMS[_known(options.profile, VMS, "profile")]
+    document = VMS[_known(options.profile or "linux", VMS, "profile")]
     if options.document is not None:
+        if options.profile:
+            raise ValueError("a file or --profile, not both")
         document = _read_json(options.document)
         if not {"instance", "compute", "network"}.intersection(document):
             raise ValueError("%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot "

@@ -34,6 +34,20 @@ class Whole(unittest.TestCase):
             again = imds.Client(vm.url).snapshot()
         self.assertEqual(again, taken)
 
+    def test_recorded_events_are_replayed_byte_for_byte(self):
+        recorded = ('{"DocumentIncarnation":213,"Events":[{"EventId":"FA298C74-AE95-4154-8EBF-303EED382DB6","EventStatus":'
+                    '"Scheduled","EventType":"Reboot","ResourceType":"VirtualMachine","Resources":["aks-vmss_39"],'
+                    '"NotBefore":"Tue, 30 Mar 2021 13:39:24 GMT","Description":"Virtual machine is going to be restarted '
+                    'as requested by authorized user.","EventSource":"User"}]}')
+        with imds.Emulator({"instance": {}, "scheduledevents": json.loads(recorded)}) as vm:
+            target = "/metadata/scheduledevents?api-version=2019-08-01"
+            self.assertEqual(imds.format_json(vm.get(target)), recorded)
+            vm.clock.advance(100000)
+            self.assertEqual(imds.format_json(vm.get(target)), recorded)
+            imds.approve("FA298C74-AE95-4154-8EBF-303EED382DB6", endpoint=vm.url)
+            vm.clock.advance(600)
+            self.assertEqual(vm.get(target), {"DocumentIncarnation": 215, "Events": []})
+
     def test_bare_and_whole(self):
         for document in ({"compute": {"name": "x"}}, {"instance": {"compute": {"name": "x"}}}):
             self.assertEqual(imds.Emulator(document).instance["compute"]["name"], "x")
@@ -207,13 +221,17 @@ class Commands(unittest.TestCase):
             self.assertEqual(statuses, ["Started"] * 3)
         with imds.Emulator() as vm:
             self.assertEqual(run("events", "--endpoint", vm.url)[1], "no scheduled events\n")
+            self.assertEqual(run("events", "--exec", "true", "--endpoint", vm.url)[0], 2)
+            vm.clock.advance(5000)  # NotBefore goes by the service's clock
+            vm.schedule("Reboot")
+            self.assertRegex(run("events", "--endpoint", vm.url)[1], r"in 1[45]:\d\d ")
 
     def test_options_that_are_wrong(self):
         for arguments, error in (
             (["--event", "Rebot"], "did you mean Reboot?"), (["--event", "Reboot:on=5"], "key of --event"),
             (["--event", "Reboot:in=soon"], "30s, 15m or 1h"), (["--scenario", "redploy"], "did you mean redeploy?"),
             (["--identity", "me"], "user:NAME"), (["--attested-flaw", "expird"], "did you mean expired?"),
-            (["--time-scale", "0"], "more than 0"),
+            (["--time-scale", "0"], "more than 0"), (["--time-scale", "x"], "a number, more than 0, not 'x'"),
         ):
             with self.subTest(arguments=arguments):
                 code, out, errors = run("serve", *arguments)
@@ -269,7 +287,9 @@ class Commands(unittest.TestCase):
                 time.sleep(0.1)
             statuses = [event["EventStatus"] for event in imds.scheduled_events(vm.url)["Events"]]
             self.assertEqual(statuses, ["Started", "Scheduled", "Scheduled"])
-            self.end(process)
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=10)[1].decode()
+            self.assertRegex(errors, "ended with 1; event %s is not approved" % bad)
             with open(marks) as file:
                 lines = sorted(file.read().splitlines())
         self.assertEqual(lines, sorted("%s Scheduled avset2" % event_id for event_id in (good, bad)))

@@ -1,6 +1,8 @@
 """The README's sessions, run from top to bottom: what they print is what the README shows."""
 
+import contextlib
 import doctest
+import io
 import os
 import re
 import shutil
@@ -62,20 +64,14 @@ class Readme(unittest.TestCase):
     def test_python(self):
         blocks = re.findall(r"^```python\n(.*?)^```$", self.text, re.M | re.S)
         self.assertGreater(len(blocks), 5)
-        with imds.Emulator(identities=["system", "user:app"]) as vm:
-            os.environ["AZURE_IMDS_ENDPOINT"] = vm.url
-            try:
-                for block in blocks:
-                    if "import pytest" in block or "watch_events" in block:
-                        compile(block, "README.md", "exec")
-                        continue
-                    with self.subTest(block=block):
-                        names = {"imds": imds, "vm": vm}
-                        exec(compile(block, "README.md", "exec"), names)
-                        if "MyTest" in names:
-                            names["MyTest"]("test_my_agent").debug()
-            finally:
-                os.environ["AZURE_IMDS_ENDPOINT"] = "http://127.0.0.1:9"
+        for block in blocks:
+            code = compile(block, "README.md", "exec")
+            if "import pytest" not in block:
+                with self.subTest(block=block), contextlib.redirect_stdout(io.StringIO()):
+                    names = {}
+                    exec(code, names)
+                    if "MyTest" in names:
+                        names["MyTest"]("test_my_agent").debug()
 
     def test_the_examples_of_docstrings(self):
         with imds.Emulator() as vm:
