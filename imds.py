@@ -2704,7 +2704,7 @@ class Client:
                            ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
             try:
                 vm[part] = self.get("/metadata/" + path)
-            except NotFound:
+            except (NotFound, Refused):
                 pass  # this service, or this VM, has none
         return vm
 
@@ -2751,7 +2751,7 @@ class Client:
                                  % (path, self.endpoint, origin))
             path = slash + rest
         names, question, query = path.partition("?")
-        if names.startswith("/metadata/") and not names.startswith("/metadata/instance") or names == "/metadata":
+        if names.startswith("/metadata") and (question or not (names + "/").startswith("/metadata/instance/")):
             return path
         below = names.strip("/")
         for prefix in ("metadata", "instance"):
@@ -2770,16 +2770,17 @@ class Client:
 
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
         begun = self._clock() if begun is None else begun
+        connecting = TIMEOUT if self.timeout is None else self.timeout
         timeout = max(TIMEOUT, patience) if self.timeout is None else self.timeout
-        limit = max(DEADLINE, patience) if self.deadline is None else self.deadline
-        pause = 1.0
+        limit, pause = DEADLINE if self.deadline is None else self.deadline, 1.0
         while True:
+            until = begun + (max(limit, patience) if self.deadline is None else limit)
             try:
-                return _accepted(_fetch(url, timeout, self._clock, begun + limit, body), starting)
+                return _accepted(_fetch(url, connecting, timeout, self._clock, until, body), starting)
             except _TryAgain as again:
                 error, first_pause = again.error, 1.0  # type: Error, float
                 if error.status == 410 and self.deadline is None:
-                    limit = max(GONE_DEADLINE, limit)
+                    limit = GONE_DEADLINE
             except socket.timeout as problem:
                 raise _unreachable(url, problem) from None
             except OSError as problem:
@@ -2849,9 +2850,11 @@ def _attested_time(text: str) -> float:
 
 
 def _fetch(
-    url: str, timeout: float, clock: "Callable[[], float]", deadline: float, body: "Optional[bytes]" = None,
+    url: str, connecting: float, timeout: float, clock: "Callable[[], float]", deadline: float,
+    body: "Optional[bytes]" = None,
 ) -> "Reply":
-    """One GET, or a POST of ``body``; no proxy, no redirect, no error for a status. Raises OSError or NotIMDS."""
+    """One GET, or a POST of ``body``; no proxy, no redirect, no error for a status. ``connecting`` seconds
+    to connect, ``timeout`` for each piece of the answer. Raises OSError or NotIMDS."""
     import http.client
     import socket
     import urllib.error
@@ -2882,7 +2885,7 @@ def _fetch(
         del headers["Content-Type"]
     request = urllib.request.Request(url, body, headers)
     try:
-        with opener.open(request, timeout=max(0.001, min(timeout, deadline - clock()))) as response:
+        with opener.open(request, timeout=max(0.001, min(connecting, deadline - clock()))) as response:
             chunks, size = [], 0  # type: List[bytes], int
             for chunk in iter(lambda: response.read1(65536), b""):
                 chunks.append(chunk)
@@ -2928,7 +2931,7 @@ def _newest_offered(error: "Error") -> "Optional[str]":
         offered = json.loads(error.body or "")["newest-versions"]
         return max(str(version) for version in offered if re.match(DATE, version))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return FIRST_GA if error.status == 404 else None
+        return FIRST_GA if error.status == 404 and "Invalid version" in (error.body or "") else None
 
 
 # ==================================================================================================

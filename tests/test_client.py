@@ -169,6 +169,13 @@ class Request(unittest.TestCase):
         self.assertIn("Metadata: true", lines)
         self.assertEqual(sum(line.lower().startswith("metadata:") for line in lines), 1)
 
+    def test_a_query_is_sent_as_it_is(self):
+        with Script(reply()) as server:
+            for path in ("/metadata/instance?api-version=2021-02-01", "/metadata?api-version=2017-04-02&format=text",
+                         "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net"):
+                imds.get(path, endpoint=server.url)
+                self.assertEqual(server.requests[-1].split(" ")[1], path)
+
     def test_never_through_a_proxy(self):
         with imds.Emulator() as vm, Script(reply(502, b"proxy")) as proxy:
             variables = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), proxy.url)
@@ -209,6 +216,12 @@ class Negotiation(unittest.TestCase):
             self.assertIn("loadbalancer", client.get("/metadata/loadbalancer"))
             self.assertEqual(client.attested()[1]["vmId"], vm.instance["compute"]["vmId"])
             self.assertEqual(len(imds.Client(vm.url).snapshot()), 5)
+
+    def test_a_refusal_is_passed_on_as_it_was(self):
+        with imds.Emulator() as vm:
+            with self.assertRaises(imds.NotFound) as caught:
+                vm.get("/metadata/loadbalancer")
+            self.assertIn("No load balancer metadata is found", caught.exception.body)
 
     def test_nonsense_on_offer(self):
         for offer in (b'["\\ud800"]', b'"abc"', b"[5]", b"{}", b"null", b"[" * 100000):
@@ -294,6 +307,12 @@ class Failures(unittest.TestCase):
             imds.get("compute/name", endpoint="http://127.0.0.1:9")
         self.assertLess(time.monotonic() - begun, 4)
         self.assertIn("nobody answers at http://127.0.0.1:9/", str(caught.exception))
+
+    def test_patience_is_for_answers_and_not_for_connections(self):
+        with mock.patch("socket.create_connection", side_effect=socket.timeout) as connect:
+            with self.assertRaises(imds.Unreachable):
+                imds.scheduled_events(endpoint="http://127.0.0.1:9")
+        self.assertEqual(connect.call_args[0][1], 2)
 
     def test_nobody_says_a_word(self):
         with socket.socket() as silent:
