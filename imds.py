@@ -2957,9 +2957,11 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     """Run the command line; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = []  # type: List[str]
-    if arguments[:1] == ["exec"] and not {"-h", "--help"}.intersection(arguments[:2]):
-        split = arguments.index("--") if "--" in arguments else 1
+    if arguments[:1] == ["exec"] and "--" in arguments:
+        split = arguments.index("--")
         arguments, command = arguments[:split], arguments[split + 1:]
+    elif arguments[:1] == ["exec"] and not {"-h", "--help"}.intersection(arguments):
+        arguments = ["exec"]  # which asks for the command
     try:
         options = _parser(arguments).parse_args(arguments)
         options.command = command

@@ -155,7 +155,7 @@ class Usage(unittest.TestCase):
                 (["serve", "--as-of", "2019"], 2, "'2018'"), (["serve", "--api-versions", "2020"], 2, "2020"),
                 (["serve", "--rate-limit", "-1"], 2, "rate_limit"),
                 (["exec"], 2, "what is to be run?"), (["exec", "--"], 2, "what is to be run?"),
-                (["exec", "true"], 2, "what is to be run?"), (["serve", files["shape"], "--profile", "linux"], 2, "not both"),
+                (["exec", "true"], 2, "what is to be run?"), (["exec", "a", "-c", "b"], 2, "what is to be run?"), (["serve", files["shape"], "--profile", "linux"], 2, "not both"),
                 (["exec", "--", "no-such-command"], 127, "no-such-command"), (["exec", "--", folder], 126, folder),
             ):
                 with self.subTest(arguments=arguments):
