@@ -3155,7 +3155,10 @@ def _watch(client: "Client", options: "Any") -> None:
             for event_id in ended:
                 _report(handlers.pop(event_id), event_id)
             if done:
-                client.approve(*done)
+                try:
+                    client.approve(*done)
+                except Refused as error:  # gone in the meantime: no reason to stop watching
+                    _log("imds: %s" % error)
             coming = [event for event in known.values() if event["NotBefore"]]
             if live and coming:
                 soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
