@@ -22,7 +22,7 @@ The file has six rooms. Each knows only the rooms above it:
     1 contract      tables of the service: versions, fields, clouds, refusals, built-in VMs
     2 core          pure functions on documents: complete, view at a version, resolve, print
     3 service       one request in, one response out; every rule, in the order of the service
-    4 emulator      http.server around the service
+    4 emulator      the service on a port, by way of http.server
     5 client        urllib to a service
     6 command line  argparse, printing, exit codes
 """
@@ -1295,8 +1295,8 @@ def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
 # ==================================================================================================
 # Room 3: service
 #
-# One request in, one response out; knows the core. No sockets, no threads, and no clock of its own:
-# it is given one. The rules of the service stand in Service._answer, in the order in which they apply.
+# One request in, one response out; knows the core. It opens no socket, starts no thread, and asks the
+# time of whoever made it. The rules of the service stand in Service._answer, in the order in which they apply.
 # ==================================================================================================
 
 # verb: str; target: str, path and query as sent; headers: names in lower case -> value, where a
@@ -1880,7 +1880,7 @@ def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
 # ==================================================================================================
 # Room 4: emulator
 #
-# http.server around the service: sockets, threads, start and stop; knows the service. HTTP itself is
+# What puts the service on a port, by way of http.server; knows the service. HTTP itself is
 # a pure machine, bytes in and bytes out (_Conversation). One thread serves every connection: no
 # client waits for another that stalls, and an open connection costs a few kilobytes.
 # ==================================================================================================
