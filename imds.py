@@ -3279,16 +3279,25 @@ def _run_exec(options: "Any") -> int:
     if not options.command:
         raise ValueError("what is to be run? exec [OPTIONS] -- COMMAND ...")
     vm = _emulator(options)
+    children, ending = [], []  # type: List[Any], List[bool]
+
+    def end(*_: object) -> None:
+        ending.append(True)
+        for child in children:
+            child.terminate()
+
     try:
         _start(vm, options)
         environment = dict(os.environ, AZURE_IMDS_ENDPOINT=vm.url, AZURE_POD_IDENTITY_AUTHORITY_HOST=vm.url)
+        signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command, too
+        signal.signal(signal.SIGTERM, end)
         try:
-            child = subprocess.Popen(options.command, env=environment)
+            children.append(subprocess.Popen(options.command, env=environment))
         except OSError as error:
             return _complain("%s: %s" % (options.command[0], error.strerror), 126 if error.errno == 13 else 127)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the command, too
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        code = child.wait()
+        if ending:  # while it was being started
+            end()
+        code = int(children[0].wait())
         return code if code >= 0 else 128 - code
     finally:
         vm.stop()

@@ -217,7 +217,7 @@ class Serving(unittest.TestCase):
                 self.assertEqual(imds.get(path, endpoint=server.url), value)
         with Serve("--as-of", "2018") as server, self.assertRaises(imds.NotFound):
             imds.get("/metadata/versions?api-version=2018-02-01", endpoint=server.url)
-        with Serve("--rate-limit", "1") as server:
+        with Serve("--rate-limit", "0.01") as server:
             imds.get("compute/name", endpoint=server.url)
             with self.assertRaises(imds.Unavailable):
                 imds.get("compute/name", endpoint=server.url, deadline=0.1)

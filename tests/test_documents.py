@@ -240,7 +240,7 @@ class Commands(unittest.TestCase):
                 self.assertNotIn("Traceback", errors)
 
     def test_serve_options(self):
-        with Serve("--identity", "none", "--load-balancer", "--time-scale", "600", "--event", "Reboot:in=60s",
+        with Serve("--identity", "none", "--load-balancer", "--time-scale", "60", "--event", "Reboot:in=60s",
                    "--attested-flaw", "vmId") as server:
             client = imds.Client(server.url)
             self.assertEqual(len(client.get("/metadata/loadbalancer")["loadbalancer"]["inboundRules"]), 1)
