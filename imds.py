@@ -3326,7 +3326,8 @@ def _emulator(options: "Any") -> "Emulator":
     vm = Emulator(
         parts, host=options.host, port=options.port, rate_limit=options.rate_limit, cloud=options.cloud,
         versions=options.api_versions and options.api_versions.split(","), as_of=options.as_of,
-        log=None if options.quiet or options.name == "exec" else _log, clock=Clock(time.time, options.time_scale),
+        log=None if options.quiet or options.name == "exec" else _log_request,
+        clock=Clock(time.time, options.time_scale),
         identities=options.identity and [each for each in options.identity if each != "none"],
         load_balancer=options.load_balancer, attested_flaw=options.attested_flaw)
     for event in options.event:
@@ -3400,6 +3401,19 @@ def _log(line: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # full, closed or absent: nobody there to be told
         pass
+
+
+def _log_request(line: str) -> None:
+    """A line of the access log; lost where nobody empties the pipe that standard error is, for no client
+    may wait for that."""
+    import select
+
+    try:
+        ready = bool(select.select([], [sys.stderr], [], 0)[1])
+    except (OSError, ValueError, TypeError):  # nothing that can be asked, as on Windows
+        ready = True
+    if ready:
+        _log(line)
 
 
 def _complain(error: object, code: int) -> int:

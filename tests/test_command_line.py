@@ -200,6 +200,16 @@ class Serving(unittest.TestCase):
             body = subprocess.check_output(line, shell=True, timeout=20)
         self.assertEqual(json.loads(body.decode())["compute"]["name"], "avset2")
 
+    def test_a_log_that_nobody_reads_holds_up_nobody(self):
+        request = b"GET /metadata/versions HTTP/1.1\r\nHost: x\r\nMetadata: true\r\n\r\n"
+        with Serve() as server, socket.create_connection(server.url[7:].split(":"), 10) as client:
+            for _ in range(40):  # twice what a pipe holds
+                client.sendall(request * 40)
+                data = b""
+                while data.count(b'"]}') < 40:
+                    data += client.recv(65536)
+            self.assertIn("avset2, Standard_D1", server.finish()[2])
+
     def test_quiet(self):
         with Serve("--quiet") as server:
             imds.get("compute/name", endpoint=server.url)

@@ -250,7 +250,7 @@ class Commands(unittest.TestCase):
                 client.attested()
             until = time.monotonic() + 10
             while time.monotonic() < until and client.scheduled_events()["Events"][0]["EventStatus"] != "Started":
-                pass
+                time.sleep(0.05)
             self.assertEqual(client.scheduled_events()["Events"][0]["EventStatus"], "Started")
 
     def watch(self, vm, *arguments):
