@@ -285,6 +285,7 @@ unavailable.</h3>
 # $verb, $path, $value, $tenant and $newest stand for parts of the request, the identity service's tenant
 # and the three newest versions served. A component with words of its own has them in DIALECTS below.
 BAD_REQUEST = '{ "error": "Bad request" }'
+IDENTITY_BAD_REQUEST = '{"error":"invalid_request","error_description":"Bad request"}'
 REFUSALS = {
     "verb": (405, "verb not allowed", '{ "error": "Not allowed" }'),
     "outside-verb": (400, "verb not supported", VERB_BODY),
@@ -318,8 +319,7 @@ REFUSALS = {
     "several-identities": (400, "several identities, none named", '{"error":"invalid_request","error_description":'
                            '"Multiple user assigned identities exist, please specify the clientId / resourceId of the'
                            ' identity in the token request"}'),
-    "several-selectors": (400, "identity named twice",
-                          '{"error":"invalid_request","error_description":"Bad request"}'),
+    "several-selectors": (400, "identity named twice", IDENTITY_BAD_REQUEST),
     "bad-resource": (400, "resource not valid", '{"error":"invalid_resource","error_description":"AADSTS50001: The'
                      ' application named $value was not found in the tenant named $tenant."}'),
     # For what can't be read as a request; statuses of RFC 9110 and 6585, words of our own.
@@ -337,11 +337,11 @@ DIALECTS = {
     "identity": {
         "verb": '{"error":"Not allowed"}',
         "metadata": '{"error":"invalid_request","error_description":"Required metadata header not specified"}',
-        "forwarded": '{"error":"invalid_request","error_description":"Bad request"}',
-        "target": '{"error":"invalid_request","error_description":"Bad request"}',
-        "duplicate": '{"error":"invalid_request","error_description":"Bad request"}',
+        "forwarded": IDENTITY_BAD_REQUEST,
+        "target": IDENTITY_BAD_REQUEST,
+        "duplicate": IDENTITY_BAD_REQUEST,
         "path": '{"error":"Not Found"}',
-        "format": '{"error":"invalid_request","error_description":"Bad request"}',
+        "format": IDENTITY_BAD_REQUEST,
         "throttled": '{"error":"invalid_request","error_description":"Temporarily throttled, too many requests"}',
     },
     "loadbalancer": {
@@ -678,7 +678,7 @@ class Error(Exception):
     def __init__(
         self, message: str, status: "Optional[int]" = None, body: "Optional[str]" = None, url: "Optional[str]" = None,
     ) -> None:
-        message = printable(message)
+        message = one_line(message)
         super().__init__(message)
         self.message, self.status, self.body, self.url = message, status, body, url
 
@@ -691,8 +691,13 @@ class NotFound(Error, KeyError):
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    """``text`` with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def one_line(text: str) -> str:
+    """``text`` as one printable line, its white space folded."""
+    return printable(" ".join(text.split()))
 
 
 def resolve(document: "Any", path: str) -> "Any":
@@ -1491,10 +1496,10 @@ class Service:
         self._balanced = parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer
         self.attested_flaw = attested_flaw and _known(attested_flaw, FLAWS, "flaw")
         self._recorded = parts["attested"]  # type: Optional[Dict[str, str]]
-        self.tenant = (parts["identity"] or {}).get("tenantId") or DEFAULT_TENANT
+        identity = parts["identity"] or {}
+        self.tenant = identity.get("tenantId") or DEFAULT_TENANT
         self._identities = []  # type: List[Any]
-        recorded = (parts["identity"] or {}).get("identities", ["system"])
-        self.identities = recorded if identities is None else identities
+        self.identities = identity.get("identities", ["system"]) if identities is None else identities
         self._tokens = {}  # type: Dict[Tuple[str, str], Tuple[float, str]]
         self._views = {}  # type: Dict[Tuple[str, bool], Dict[str, Any]]
         self._pages = {}  # type: Dict[Tuple[Any, ...], Tuple[str, bytes]]
@@ -2037,7 +2042,7 @@ class _Conversation:
             except Exception as error:  # one request must not end the service of all
                 response = self._service.refuse("failed", request)
                 note = "%s: %s: %s" % (response.note, type(error).__name__, error)
-                response = response._replace(note=printable(note))
+                response = response._replace(note=one_line(note))
         wish = headers.get("connection", "").lower().replace(" ", "").split(",")
         self.over = "close" in wish if version == "HTTP/1.1" else "keep-alive" not in wish
         if self._log:
@@ -2082,12 +2087,12 @@ def _http_server(
             self.socket, self.conversation = client, converse(peer)
             self.unsent, self.since, self.blocked, self.lingering = b"", time.monotonic(), False, False
 
-        def is_idle(self) -> bool:
-            return not self.unsent and not self.conversation.in_request and self.since < time.monotonic() - 1
+        def is_busy(self) -> bool:
+            return bool(self.unsent) or self.conversation.in_request
 
         def time_left(self, now: float) -> float:
-            busy = self.unsent or self.conversation.in_request
-            return self.since + (LINGER_TIME if self.lingering else REQUEST_TIME if busy else IDLE_TIME) - now
+            limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.is_busy() else IDLE_TIME
+            return self.since + limit - now
 
     class Server(http.server.HTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -2149,7 +2154,8 @@ def _http_server(
                     self.selector.register(client, selectors.EVENT_READ, connection)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):  # the longest idle one yields, or the newcomers wait
-                    idle = [each for each in self.connections if each.is_idle()]
+                    second_ago = time.monotonic() - 1
+                    idle = [each for each in self.connections if not each.is_busy() and each.since < second_ago]
                     if idle:
                         self.drop(min(idle, key=lambda connection: connection.since))
                     else:
@@ -3163,7 +3169,7 @@ def _watch(client: "Client", options: "Any") -> None:
             if live and coming:
                 soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
                 line = "%s of %s %s" % (soonest["EventType"], ",".join(soonest["Resources"]), _left(soonest, client))
-                sys.stdout.write(printable(line)[:shutil.get_terminal_size().columns - 1])
+                sys.stdout.write(one_line(line)[:shutil.get_terminal_size().columns - 1])
                 sys.stdout.flush()
     finally:
         for event_id, handler in handlers.items():  # what it began it should end
@@ -3178,10 +3184,9 @@ def _report(handler: "Any", event_id: str) -> None:
 
 def _event_line(event: "Mapping[str, Any]", client: "Client") -> str:
     """An event for people: its status, type, the time that is left, its id, VMs and description."""
-    line = "%-9s  %-9s  %-9s  %s  %s  %s" % (
+    return printable("%-9s  %-9s  %-9s  %s  %s  %s" % (
         event["EventStatus"], event["EventType"], _left(event, client), event["EventId"],
-        ",".join(event["Resources"]), event.get("Description", ""))
-    return "".join(char if char.isprintable() else "?" for char in line).rstrip()
+        ",".join(event["Resources"]), event.get("Description", ""))).rstrip()
 
 
 def _left(event: "Mapping[str, Any]", client: "Client") -> str:
