@@ -12,24 +12,27 @@ The client asks the service of the VM it runs on:
 The emulator is that service, anywhere:
 
     >>> with imds.Emulator() as vm:
-    ...     imds.get("compute/name", endpoint=vm.url)
+    ...     vm.get("compute/name")
     'avset2'
 
     $ python3 -m imds serve
 
-The file has six rooms. Each knows only the rooms above it:
+The file has ten rooms. Each knows only the rooms above it:
 
-    1 contract      tables of the service: versions, fields, clouds, refusals, built-in VMs
-    2 core          pure functions on documents: complete, view at a version, resolve, print
-    3 service       one request in, one response out; every rule, in the order of the service
-    4 emulator      the service on a port, by way of http.server
-    5 client        urllib to a service
-    6 command line  argparse, printing, exit codes
+     1 contract      tables of the service: versions, fields, refusals, events, patience
+     2 core          pure functions on documents: complete, view at a version, resolve, print
+     3 documents     what a VM is made of: built-in ones, checks, changes, redaction
+     4 signatures    RSA, DER, X.509, PKCS#7, JWT: enough for a token and an attested document
+     5 service       one request in, one response out; every rule, in the order of the service
+     6 bench         what a test does to a service: the operations, by name
+     7 http          HTTP/1.1 as a pure machine: bytes in, bytes out
+     8 emulator      the service on a port, by way of http.server
+     9 client        urllib to a service
+    10 command line  argparse, printing, exit codes
 """
 
 import collections
 import functools
-import itertools
 import json
 import os
 import re
@@ -41,73 +44,94 @@ TYPE_CHECKING = False  # what typing.TYPE_CHECKING is at run time, without the i
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
-    "Client", "Clock", "Emulator", "Error", "NotFound", "NotIMDS", "Refused", "Unavailable", "Unreachable",
-    "approve", "attested", "format_text", "get", "resolve", "scheduled_events", "token", "watch_events",
-    "parse_time",
+    # core
+    "Error", "NotFound", "Refused", "Unreachable", "Unavailable", "NotIMDS", "resolve", "format_text", "parse_time",
+    # documents
+    "make_vm", "redact", "diff",
+    # emulator
+    "Clock", "Emulator", "ScaleSet",
+    # client
+    "Client", "get", "scheduled_events", "approve", "watch_events", "token", "attested", "attested_content",
 ]
 
 
 # ==================================================================================================
 # Room 1: contract
 #
-# What the service is, as data: no logic, no imports. "Documented" is Microsoft's article on the
-# Instance Metadata Service; "observed" is what the real service was seen to send.
+# What the service is, as data: no logic. "Documented" is Microsoft's article on the Instance Metadata
+# Service; "observed" is what the real service was seen to send; "chosen" is ours where neither says.
+# A rule of the service is a row here wherever it can be one, and the rooms below only read the rows.
 # ==================================================================================================
 
-# Every documented api-version and the fields it added to /metadata/instance. A name with {} is an
-# object, with [{}] a list of objects, alone a string; `:bool` is the one JSON boolean there is.
-# Lists hold objects only. The first row is the preview with its own shape; the second starts what all
-# later ones add to. A new api-version is one row.
+# Every documented api-version and the fields it added to /metadata/instance. `a{...}` is an object, `a[{...}]`
+# a list of objects, `a:KIND` a value: KIND says how a copy for strangers shows it (KINDS in room 3), and `=...`
+# what the service sends where there is none, which is "" unless said. The first row is the preview with its
+# own shape; the second starts what all later ones add to. A new api-version is one row.
 VERSIONS = {
-    "2017-03-01": "compute{location name offer osType platformFaultDomain platformUpdateDomain publisher sku version"
-                  " vmId vmSize} network{interface[{ipv4{ipaddress[{ipaddress publicip}]"
-                  " subnet[{address dnsservers[{ipaddress}] prefix}]} ipv6{ipaddress[{ipaddress}]} mac}]}",
-    "2017-04-02": "compute{location name offer osType platformFaultDomain platformUpdateDomain publisher sku version"
-                  " vmId vmSize} network{interface[{ipv4{ipAddress[{privateIpAddress publicIpAddress}]"
-                  " subnet[{address prefix}]} ipv6{ipAddress[{privateIpAddress}]} macAddress}]}",
-    "2017-08-01": "compute{placementGroupId resourceGroupName subscriptionId tags}",
+    "2017-03-01": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
+                  " platformUpdateDomain:word publisher:image sku:image version:image vmId:guid vmSize:size}"
+                  " network{interface[{ipv4{ipaddress[{ipaddress:address publicip:address}]"
+                  " subnet[{address:subnet dnsservers[{ipaddress:address}] prefix:word}]}"
+                  " ipv6{ipaddress[{ipaddress:address}]} mac:mac}]}",
+    "2017-04-02": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
+                  " platformUpdateDomain:word publisher:image sku:image version:image vmId:guid vmSize:size}"
+                  " network{interface[{ipv4{ipAddress[{privateIpAddress:address publicIpAddress:address}]"
+                  " subnet[{address:subnet prefix:word}]}"
+                  " ipv6{ipAddress[{privateIpAddress:address}]} macAddress:mac}]}",
+    "2017-08-01": "compute{placementGroupId:guid resourceGroupName:name subscriptionId:guid tags:tags}",
     "2017-10-01": "",
-    "2017-12-01": "compute{vmScaleSetName zone}",
+    "2017-12-01": "compute{vmScaleSetName:name zone:word}",
     "2018-02-01": "",
-    "2018-04-02": "compute{plan{name product publisher} publicKeys[{keyData path}]}",
-    "2018-10-01": "compute{azEnvironment provider}",
-    "2019-02-01": "compute{customData}",
-    "2019-03-11": "compute{resourceId}",
+    "2018-04-02": "compute{plan{name:name product:name publisher:name} publicKeys[{keyData:key path:file}]}",
+    "2018-10-01": "compute{azEnvironment:word provider:word}",
+    "2019-02-01": "compute{customData:data}",
+    "2019-03-11": "compute{resourceId:id}",
     "2019-04-30": "",
     "2019-06-01": "compute{storageProfile{"
-                  "dataDisks[{caching createOption diskSizeGB image{uri} lun managedDisk{id storageAccountType} name"
-                  " vhd{uri} writeAcceleratorEnabled}]"
-                  " imageReference{id offer publisher sku version}"
-                  " osDisk{caching createOption diffDiskSettings{option} diskSizeGB encryptionSettings{enabled}"
-                  " image{uri} managedDisk{id storageAccountType} name osType vhd{uri} writeAcceleratorEnabled}}}",
-    "2019-06-04": "compute{tagsList[{name value}]}",
-    "2019-08-01": "",
+                  "dataDisks[{caching:word createOption:word diskSizeGB:word image{uri:url} lun:word"
+                  " managedDisk{id:id storageAccountType:word} name:name vhd{uri:url}"
+                  " writeAcceleratorEnabled:word=false}]"
+                  " imageReference{id:id offer:image publisher:image sku:image version:image}"
+                  " osDisk{caching:word createOption:word diskSizeGB:word encryptionSettings{enabled:word=false}"
+                  " image{uri:url} managedDisk{id:id storageAccountType:word} name:name osType:word vhd{uri:url}"
+                  " writeAcceleratorEnabled:word=false}}}",
+    "2019-06-04": "compute{tagsList[{name:tag value:value}]}",
+    "2019-08-01": "compute{storageProfile{osDisk{diffDiskSettings{option:word}}}}",
     "2019-08-15": "",
     "2019-11-01": "",
-    "2020-06-01": "compute{isHostCompatibilityLayerVm securityProfile{secureBootEnabled virtualTpmEnabled}}",
-    "2020-07-15": "compute{osProfile{adminUsername computerName}}",
-    "2020-09-01": "compute{licenseType}",
-    "2020-10-01": "compute{osProfile{disablePasswordAuthentication}}",
-    "2020-12-01": "compute{evictionPolicy priority}",
-    "2021-01-01": "compute{userData}",
-    "2021-02-01": "compute{storageProfile{resourceDisk{size}}}",
-    "2021-03-01": "compute{extendedLocation{name type} virtualMachineScaleSet{id}}",
-    "2021-05-01": "compute{storageProfile{dataDisks[{bytesPerSecondThrottle diskCapacityBytes isSharedDisk"
-                  " isUltraDisk opsPerSecondThrottle}]}}",
-    "2021-08-01": "extended{compute{hasCustomData:bool ppsType}}",
-    "2021-10-01": "compute{platformSubFaultDomain}",
-    "2021-11-01": "compute{additionalCapabilities{hibernationEnabled} securityProfile{encryptionAtHost}"
-                  " storageProfile{osDisk{encryptionSettings{diskEncryptionKey{secretUrl sourceVault{id}}"
-                  " keyEncryptionKey{keyUrl sourceVault{id}}}}}}",
-    "2021-11-15": "compute{host{id} hostGroup{id}}",
-    "2021-12-13": "compute{securityProfile{securityType}}",
-    "2023-07-01": "compute{storageProfile{imageReference{communityGalleryImageId exactVersion sharedGalleryImageId}}}",
-    "2023-11-15": "compute{isVmInStandbyPool physicalZone}",
+    "2020-06-01": "compute{isHostCompatibilityLayerVm:word=false"
+                  " securityProfile{secureBootEnabled:word=false virtualTpmEnabled:word=false}}",
+    "2020-07-15": "compute{osProfile{adminUsername:name computerName:name}}",
+    "2020-09-01": "compute{licenseType:word}",
+    "2020-10-01": "compute{osProfile{disablePasswordAuthentication:word}}",
+    "2020-12-01": "compute{evictionPolicy:word priority:word}",
+    "2021-01-01": "compute{userData:data}",
+    "2021-02-01": "compute{storageProfile{resourceDisk{size:word=0}}}",
+    "2021-03-01": "compute{extendedLocation{name:name type:word} virtualMachineScaleSet{id:id}}",
+    "2021-05-01": "compute{storageProfile{dataDisks[{bytesPerSecondThrottle:word diskCapacityBytes:word"
+                  " isSharedDisk:word=false isUltraDisk:word=false opsPerSecondThrottle:word}]}}",
+    "2021-08-01": "extended{compute{hasCustomData:bool ppsType:word}}",
+    "2021-10-01": "compute{platformSubFaultDomain:word}",
+    "2021-11-01": "compute{additionalCapabilities{hibernationEnabled:word=false}"
+                  " securityProfile{encryptionAtHost:word=false}"
+                  " storageProfile{osDisk{encryptionSettings{diskEncryptionKey{secretUrl:url sourceVault{id:id}}"
+                  " keyEncryptionKey{keyUrl:url sourceVault{id:id}}}}}}",
+    "2021-11-15": "compute{host{id:id} hostGroup{id:id}}",
+    "2021-12-13": "compute{securityProfile{securityType:word}}",
+    "2023-07-01": "compute{storageProfile{imageReference{communityGalleryImageId:id exactVersion:image"
+                  " sharedGalleryImageId:id}}}",
+    "2023-11-15": "compute{isVmInStandbyPool:word physicalZone:region}",
     "2024-03-15": "",
     "2024-07-17": "",
     "2025-04-07": "",
+}
+# Versions that shipped clients ask at and no document lists: answered, but not offered unless they are named.
+UNLISTED_VERSIONS = {
+    "2025-07-24": "network{interface[{interfaceCompartmentID:guid}]}",
+    "2025-11-11": "compute{interconnectGroupId:guid interconnectSubgroupId:guid}",
+    "2025-11-15": "",
 }
 PREVIEW, FIRST_GA, NEWEST = "2017-03-01", "2017-04-02", max(VERSIONS)
 
@@ -115,78 +139,85 @@ DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z"  # the form of an api-version
 
 # What the preview called the fields of today.
 PREVIEW_NAMES = {
-    "ipAddress": "ipaddress",
-    "privateIpAddress": "ipaddress",
-    "publicIpAddress": "publicip",
-    "macAddress": "mac",
+    "ipAddress": "ipaddress", "privateIpAddress": "ipaddress", "publicIpAddress": "publicip", "macAddress": "mac",
 }
 
-# The value of azEnvironment, the domain of the attested document's certificate, and the versions that
-# the document of early 2018 lists for that cloud.
+# The value of azEnvironment: the domain of the attested document's certificate, and the versions that the
+# document of early 2018 lists for that cloud.
+Cloud = collections.namedtuple("Cloud", "domain versions_in_2018")
 CLOUDS = {
-    "AzurePublicCloud": ("metadata.azure.com", ("2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01")),
-    "AzureUSGovernmentCloud": ("metadata.azure.us", ("2017-04-02", "2017-08-01")),
-    "AzureChinaCloud": ("metadata.azure.cn", ("2017-04-02", "2017-08-01")),
-    "AzureGermanCloud": ("metadata.microsoftazure.de", ("2017-04-02", "2017-08-01")),
+    "AzurePublicCloud": Cloud("metadata.azure.com", ("2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01")),
+    "AzureUSGovernmentCloud": Cloud("metadata.azure.us", ("2017-04-02", "2017-08-01")),
+    "AzureChinaCloud": Cloud("metadata.azure.cn", ("2017-04-02", "2017-08-01")),
+    "AzureGermanCloud": Cloud("metadata.microsoftazure.de", ("2017-04-02", "2017-08-01")),
 }
 
-# Path under /metadata: the verbs it takes and the api-version that introduced it (None: it has none).
+# Path under /metadata: the verbs it takes, the api-version that introduced it (None: it has none), and what
+# answers: the method of Service with this name. The newer way to a token, by a certificate, is not here, and
+# a 404 tells SDKs so.
+Endpoint = collections.namedtuple("Endpoint", "verbs since answer")
 ENDPOINTS = {
-    "attested/document": (("GET",), "2018-10-01"),
-    # A newer way to a token, which SDKs probe for with no api-version: not here, and 404 says so.
-    "identity/credential": (("GET", "POST"), None),
-    "identity/getplatformmetadata": (("GET", "POST"), None),
-    "identity/issuecredential": (("GET", "POST"), None),
-    "identity/info": (("GET",), "2018-02-01"),
-    "identity/oauth2/token": (("GET",), "2018-02-01"),
-    "instance": (("GET",), "2017-03-01"),
-    "loadbalancer": (("GET",), "2020-10-01"),
-    "scheduledevents": (("GET", "POST"), "2017-03-01"),
-    "versions": (("GET",), None),
+    "attested/document": Endpoint(("GET",), "2018-10-01", "attested_document"),
+    "identity/credential": Endpoint(("GET", "POST"), None, "no_credential"),
+    "identity/getplatformmetadata": Endpoint(("GET", "POST"), None, "no_credential"),
+    "identity/info": Endpoint(("GET",), "2018-02-01", "identity_info"),
+    "identity/issuecredential": Endpoint(("GET", "POST"), None, "no_credential"),
+    "identity/oauth2/token": Endpoint(("GET",), "2018-02-01", "token"),
+    "instance": Endpoint(("GET",), "2017-03-01", "instance_document"),
+    "loadbalancer": Endpoint(("GET",), "2020-10-01", "load_balancer_document"),
+    "scheduledevents": Endpoint(("GET", "POST"), "2017-03-01", "scheduled_events"),
+    "versions": Endpoint(("GET",), None, "api_versions"),
 }
 
-# Scheduled events have versions of their own. Each added these fields to an event, in the order of the wire.
-EVENT_VERSIONS = {
-    "2017-03-01": "EventId EventStatus EventType ResourceType Resources NotBefore",  # names of single VMs begin with _
-    "2017-08-01": "",
-    "2017-11-01": "",
-    "2019-01-01": "",
-    "2019-04-01": "Description",
-    "2019-08-01": "EventSource",
-    "2020-07-01": "DurationInSeconds",
+# Scheduled events have versions of their own. A field of an event, in the order of the wire: the version that
+# added it, its type and its value where a document has none, how it is redacted, and the end of the name of the
+# variable in which a handler gets it.
+EVENT_VERSIONS = ("2017-03-01", "2017-08-01", "2017-11-01", "2019-01-01", "2019-04-01", "2019-08-01", "2020-07-01")
+EVENTS_GA, EVENTS_NEWEST = "2017-08-01", EVENT_VERSIONS[-1]
+EventField = collections.namedtuple("EventField", "since type default redaction variable")
+EVENT_FIELDS = {
+    "EventId": EventField("2017-03-01", str, "", "guid", "ID"),
+    "EventStatus": EventField("2017-03-01", str, "Scheduled", "word", "STATUS"),
+    "EventType": EventField("2017-03-01", str, "", "word", "TYPE"),
+    "ResourceType": EventField("2017-03-01", str, "VirtualMachine", "word", None),
+    "Resources": EventField("2017-03-01", list, (), "name", "RESOURCES"),  # of strings
+    "NotBefore": EventField("2017-03-01", str, "", "time", "NOT_BEFORE"),
+    "Description": EventField("2019-04-01", str, "", "description", "DESCRIPTION"),
+    "EventSource": EventField("2019-08-01", str, "Platform", "word", "SOURCE"),
+    "DurationInSeconds": EventField("2020-07-01", int, -1, "word", "DURATION"),
 }
-EVENT_FIELDS = (  # of a document: type, and what it is when it is not said
-    ("EventId", str, ""), ("EventStatus", str, "Scheduled"), ("Resources", list, []), ("NotBefore", str, ""),
-    ("Description", str, ""), ("EventSource", str, "Platform"), ("DurationInSeconds", int, -1),
-)  # type: Tuple[Tuple[str, type, Any], ...]
-EVENTS_GA, EVENTS_NEWEST = "2017-08-01", max(EVENT_VERSIONS)
 
 # EventType: the version that knows it; seconds of notice; DurationInSeconds (-1: unknown); seconds for
 # which it is Started; Description by EventSource, empty where there is none. The seconds of Started are
 # those of Azure's own scenarios, the text of Redeploy by a user is chosen, all else is documented.
 MAINTENANCE = "Host server is undergoing maintenance."
+EventType = collections.namedtuple("EventType", "since notice duration lasts descriptions")
 EVENT_TYPES = {
-    "Freeze": ("2017-03-01", 900, 5, 300, {
+    "Freeze": EventType("2017-03-01", 900, 5, 300, {
         "Platform": "Virtual machine is being paused because of a memory-preserving Live Migration operation."}),
-    "Reboot": ("2017-03-01", 900, -1, 600, {
+    "Reboot": EventType("2017-03-01", 900, -1, 600, {
         "Platform": MAINTENANCE,
         "User": "Virtual machine is going to be restarted as requested by authorized user."}),
-    "Redeploy": ("2017-03-01", 600, -1, 600, {
+    "Redeploy": EventType("2017-03-01", 600, -1, 600, {
         "Platform": MAINTENANCE,
         "User": "Virtual machine is going to be redeployed as requested by authorized user."}),
-    "Preempt": ("2017-11-01", 30, -1, 600, {}),
-    "Terminate": ("2019-01-01", 300, -1, 600, {}),
+    "Preempt": EventType("2017-11-01", 30, -1, 600, {}),
+    "Terminate": EventType("2019-01-01", 300, -1, 600, {}),
 }
+# More that the platform was seen to say: public, too, when a VM is redacted.
+OBSERVED_DESCRIPTIONS = (
+    "Host Server infrastructure is undergoing maintenance.", "Host server is undergoing an emergency repair.",
+)
 
-# Azure's own scenarios of July 2025: EventType, EventSource, Description (None: the type's), seconds of
-# notice, seconds of Started, seconds until it is cancelled.
-SCENARIOS = {
-    "live-migration": ("Freeze", "Platform", None, 900, 300, None),
-    "user-reboot": ("Reboot", "User", None, 900, 600, None),
-    "host-agent-maintenance": ("Freeze", "Platform", MAINTENANCE, 900, 600, None),
-    "redeploy": ("Redeploy", "Platform", None, 900, 600, None),
-    "user-redeploy": ("Redeploy", "User", None, 900, 600, None),
-    "cancelled-maintenance": ("Freeze", "Platform", MAINTENANCE, 900, 600, 480),
+# Azure's own scenarios of July 2025, as the arguments of Bench.schedule.
+SCENARIOS: "Dict[str, Dict[str, Any]]" = {
+    "live-migration": {"kind": "Freeze", "after": 900, "lasts": 300},
+    "user-reboot": {"kind": "Reboot", "source": "User", "after": 900, "lasts": 600},
+    "host-agent-maintenance": {"kind": "Freeze", "description": MAINTENANCE, "after": 900, "lasts": 600},
+    "redeploy": {"kind": "Redeploy", "after": 900, "lasts": 600},
+    "user-redeploy": {"kind": "Redeploy", "source": "User", "after": 900, "lasts": 600},
+    "cancelled-maintenance": {"kind": "Freeze", "description": MAINTENANCE, "after": 900, "lasts": 600,
+                              "cancelled_after": 480},
 }
 
 # What a version added to the signed content of the attested document.
@@ -218,8 +249,21 @@ LOAD_BALANCER = {
     "outboundRules": ("frontendIpAddress", "privateIpAddress"),
 }
 
-# What is known of an identity, how a request for a token names one, and a token's times in seconds.
-IDENTITY_FIELDS = ("type", "clientId", "objectId", "resourceId")
+# What a document of a whole VM holds beside the instance document, in the notation of VERSIONS. The attested
+# document is never redacted but left out, for its signature would not survive.
+PARTS = {
+    "instance": "",
+    "scheduledevents": "DocumentIncarnation:word Events[{%s}]" % " ".join(
+        "%s:%s" % (name, field.redaction) for name, field in EVENT_FIELDS.items()),
+    "identity": "tenantId:guid identities[{type:word name:name clientId:guid objectId:guid resourceId:id}]",
+    "loadbalancer": "loadbalancer{publicIpAddresses[{frontendIpAddress:address privateIpAddress:address}]"
+                    " inboundRules[{frontendIpAddress:address protocol:word frontendPort:word backendPort:word"
+                    " privateIpAddress:address}]"
+                    " outboundRules[{frontendIpAddress:address privateIpAddress:address}]}",
+    "attested": "",
+}
+
+# How a request for a token names an identity, and a token's times in seconds.
 SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "resourceId", "mi_res_id": "resourceId"}
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
@@ -237,16 +281,23 @@ TEST_KEY_PRIMES = (
         "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827", 16),
 )
 TEST_KEY_ID = "imds-emulator-public-test-key"
-TEST_CA_NAME = "imds emulator test CA (its key is public)"
+# Distinguished names, as X.509 writes them. The service's own certificate has the first four words too (observed).
+TEST_ROOT_NAME = "C=US,O=imds emulator,CN=imds emulator test root CA (its key is public)"
+TEST_ISSUER_NAME = "C=US,O=imds emulator,CN=imds emulator test issuing CA (its key is public)"
+SERVICE_NAME = "C=US,ST=WA,L=Redmond,O=Microsoft Corporation,CN="
 
-# The pages of the web server in front of the service (observed).
-VERB_BODY = """\
+# What the web server in front of the service says (observed).
+XML_BODY = """\
 <?xml version="1.0" encoding="utf-8"?>
 <Error xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema">
-    <Code>InvalidHttpVerb</Code>
-    <Message>The HTTP verb specified was not recognized by the server.</Message>
-    <Details>'$verb' is not a supported verb.</Details>
+    <Code>%s</Code>
+    <Message>%s</Message>
+    <Details>%s</Details>
 </Error>"""
+VERB_BODY = XML_BODY % ("InvalidHttpVerb", "The HTTP verb specified was not recognized by the server.",
+                        "'$verb' is not a supported verb.")
+GONE_BODY = XML_BODY % ("ResourceNotAvailable",
+                        "The resource requested is no longer available. Please refresh your cache.", "")
 
 OUTSIDE_BODY = """\
 <!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-strict.dtd">
@@ -285,94 +336,137 @@ unavailable.</h3>
 # $verb, $path, $value, $tenant and $newest stand for parts of the request, the identity service's tenant
 # and the three newest versions served. A component with words of its own has them in DIALECTS below.
 BAD_REQUEST = '{ "error": "Bad request" }'
-IDENTITY_BAD_REQUEST = '{"error":"invalid_request","error_description":"Bad request"}'
+IDENTITY_ERROR = '{"error":"invalid_request","error_description":"%s"}'
+Refusal = collections.namedtuple("Refusal", "status reason body")
 REFUSALS = {
-    "verb": (405, "verb not allowed", '{ "error": "Not allowed" }'),
-    "outside-verb": (400, "verb not supported", VERB_BODY),
-    "outside": (404, "outside /metadata", OUTSIDE_BODY),
-    "metadata": (400, "Metadata header missing",
-                 '{ "error": "Bad request: . Required metadata header not specified" }'),
-    "forwarded": (400, "X-Forwarded-For header present", BAD_REQUEST),
-    "target": (400, "percent-encoding not valid", BAD_REQUEST),
-    "duplicate": (400, "query parameter given twice", BAD_REQUEST),
-    "version": (400, "api-version missing or unknown",
-                '{"error":"Bad request. api-version is invalid or was not specified in the request.'
-                ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
-    "version-missing-2018": (400, "api-version missing",
-                             '{"error":"Bad request. api-version was not specified in the request.'
-                             ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
-    "version-unknown-2018": (404, "api-version unknown", '{ "error": "Not found. Invalid version requested" }'),
-    "path": (404, "not found", '{ "error": "Not found" }'),
-    "format": (400, "format unknown", BAD_REQUEST),
-    "leaf": (400, "a leaf needs format=text", BAD_REQUEST),
-    "throttled": (429, "throttled", '{ "error": "Too many requests" }'),
-    "throttled-text": (429, "throttled", "Too many requests"),
+    "head": Refusal(400, "HEAD is not supported", VERB_BODY),
+    "verb": Refusal(405, "verb not allowed", '{ "error": "Not allowed" }'),
+    "outside-verb": Refusal(400, "verb not supported", VERB_BODY),
+    "outside": Refusal(404, "outside /metadata", OUTSIDE_BODY),
+    "metadata": Refusal(400, "Metadata header missing",
+                        '{ "error": "Bad request: . Required metadata header not specified" }'),
+    "forwarded": Refusal(400, "X-Forwarded-For header present", BAD_REQUEST),
+    "target": Refusal(400, "percent-encoding not valid", BAD_REQUEST),
+    "duplicate": Refusal(400, "query parameter given twice", BAD_REQUEST),
+    "version": Refusal(400, "api-version missing or unknown",
+                       '{"error":"Bad request. api-version is invalid or was not specified in the request.'
+                       ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
+    "version-missing-2018": Refusal(400, "api-version missing",
+                                    '{"error":"Bad request. api-version was not specified in the request.'
+                                    ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
+    "version-unknown-2018": Refusal(404, "api-version unknown",
+                                    '{ "error": "Not found. Invalid version requested" }'),
+    "version-of-another": Refusal(404, "api-version unknown to this endpoint", '{ "error": "Not found" }'),
+    "path": Refusal(404, "not found", '{ "error": "Not found" }'),
+    "format": Refusal(400, "format unknown", BAD_REQUEST),
+    "leaf": Refusal(400, "a leaf needs format=text", BAD_REQUEST),
+    "throttled": Refusal(429, "throttled", '{ "error": "Too many requests" }'),
+    "throttled-text": Refusal(429, "throttled", "Too many requests"),
     # Of one endpoint only.
-    "events": (400, "StartRequests not valid", BAD_REQUEST),
-    "nonce": (400, "nonce too long", BAD_REQUEST),
-    "no-load-balancer": (404, "no load balancer", '{"error":"No load balancer metadata is found. Please check if your'
-                         ' VM is using any non-basic SKU load balancer and retry later."}'),
-    "no-resource": (400, "resource missing", '{"error":"invalid_request","error_description":'
-                    '"Required query variable \'resource\' is missing"}'),
-    "no-identity": (400, "identity not found",
-                    '{"error":"invalid_request","error_description":"Identity not found"}'),
-    "several-identities": (400, "several identities, none named", '{"error":"invalid_request","error_description":'
-                           '"Multiple user assigned identities exist, please specify the clientId / resourceId of the'
-                           ' identity in the token request"}'),
-    "several-selectors": (400, "identity named twice", IDENTITY_BAD_REQUEST),
-    "bad-resource": (400, "resource not valid", '{"error":"invalid_resource","error_description":"AADSTS50001: The'
-                     ' application named $value was not found in the tenant named $tenant."}'),
-    # For what can't be read as a request; statuses of RFC 9110 and 6585, words of our own.
-    "malformed": (400, "not an HTTP request", BAD_REQUEST),
-    "slow": (408, "request took too long", '{ "error": "Request timeout" }'),
-    "body-size": (413, "body too large", '{ "error": "Request body too large" }'),
-    "line-size": (414, "request line too long", '{ "error": "Request line too long" }'),
-    "headers-size": (431, "headers too large", '{ "error": "Request headers too large" }'),
-    # For a fault of the emulator's own.
-    "failed": (500, "internal error", '{ "error": "Server error" }'),
+    "events": Refusal(400, "StartRequests not valid", BAD_REQUEST),
+    "nonce": Refusal(400, "nonce too long", BAD_REQUEST),
+    "no-load-balancer": Refusal(404, "no load balancer", '{ "error": "No load balancer metadata is found. Please check'
+                                ' if your VM is using any non-basic SKU load balancer and retry later." }'),
+    "no-resource": Refusal(400, "resource missing",
+                           IDENTITY_ERROR % "Required query variable 'resource' is missing"),
+    "no-identity": Refusal(400, "identity not found", IDENTITY_ERROR % "Identity not found"),
+    "several-identities": Refusal(400, "several identities, none named", IDENTITY_ERROR % (
+        "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the"
+        " token request")),
+    "several-selectors": Refusal(400, "identity named twice", IDENTITY_ERROR % "Bad request"),
+    "bad-resource": Refusal(400, "resource not valid", '{"error":"invalid_resource","error_description":"AADSTS50001:'
+                            ' The application named $value was not found in the tenant named $tenant."}'),
+    "no-attestation": Refusal(400, "attestation token missing", IDENTITY_ERROR % (
+        "Attestation Token is missing / empty in the issue credential request")),
+    # For what can't be read as a request, or comes from a web page; statuses of RFC 9110 and 6585, words of our own.
+    "host": Refusal(400, "Host is not a name of this emulator", '{ "error": "Bad request. Host not allowed" }'),
+    "malformed": Refusal(400, "not an HTTP request", BAD_REQUEST),
+    "slow": Refusal(408, "request took too long", '{ "error": "Request timeout" }'),
+    "body-size": Refusal(413, "body too large", '{ "error": "Request body too large" }'),
+    "line-size": Refusal(414, "request line too long", '{ "error": "Request line too long" }'),
+    "headers-size": Refusal(431, "headers too large", '{ "error": "Request headers too large" }'),
+    # For a fault of the emulator's own, and for faults that a test asks for.
+    "failed": Refusal(500, "internal error", '{ "error": "Server error" }'),
+    "bad-request": Refusal(400, "bad request", BAD_REQUEST),
+    "denied": Refusal(403, "denied by the guest proxy agent", ""),
+    "gone": Refusal(410, "the VM is being moved", GONE_BODY),
+    "bad-gateway": Refusal(502, "bad gateway", '{ "error": "Bad gateway" }'),
+    "unavailable": Refusal(503, "service unavailable", '{ "error": "Service unavailable" }'),
+    "gateway-timeout": Refusal(504, "gateway timeout", '{ "error": "Gateway timeout" }'),
 }
 
 # The bodies of components with words of their own, by the first name below /metadata.
 DIALECTS = {
     "identity": {
         "verb": '{"error":"Not allowed"}',
-        "metadata": '{"error":"invalid_request","error_description":"Required metadata header not specified"}',
-        "forwarded": IDENTITY_BAD_REQUEST,
-        "target": IDENTITY_BAD_REQUEST,
-        "duplicate": IDENTITY_BAD_REQUEST,
+        "metadata": IDENTITY_ERROR % "Required metadata header not specified",
+        "forwarded": IDENTITY_ERROR % "Bad request",
+        "target": IDENTITY_ERROR % "Bad request",
+        "duplicate": IDENTITY_ERROR % "Bad request",
         "path": '{"error":"Not Found"}',
-        "format": IDENTITY_BAD_REQUEST,
-        "throttled": '{"error":"invalid_request","error_description":"Temporarily throttled, too many requests"}',
+        "version-of-another": '{"error":"Not Found"}',
+        "format": IDENTITY_ERROR % "Bad request",
+        "bad-request": IDENTITY_ERROR % "Bad request",
+        "throttled": IDENTITY_ERROR % "Temporarily throttled, too many requests",
     },
     "loadbalancer": {
-        "verb": '{"error":"Http method is not allowed: Path = \\"$path\\", Method = \\"$verb\\""}',
-        "path": '{"error":"API is not found: Path = \\"$path\\", Method = \\"$verb\\""}',
-        "format": '{"error":"Parameter value is not allowed, or parameter value \\"$value\\" is not allowed for'
-                  ' parameter \\"format\\". Please fix the request and retry."}',
-        "throttled": '{"error":"Too many requests"}',
+        "verb": '{ "error": "Http method is not allowed: Path = \\"$path\\", Method = \\"$verb\\"" }',
+        "path": '{ "error": "API is not found: Path = \\"$path\\", Method = \\"$verb\\"" }',
+        "version-of-another": '{ "error": "API is not found: Path = \\"$path\\", Method = \\"$verb\\"" }',
+        "format": '{ "error": "Parameter value is not allowed, or parameter value \\"$value\\" is not allowed for'
+                  ' parameter \\"format\\". Please fix the request and retry." }',
     },
 }
 
 # Reason phrases, the same on every Python.
 REASONS = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
-    413: "Content Too Large", 414: "URI Too Long", 429: "Too Many Requests",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    200: "OK", 302: "Found", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 410: "Gone", 413: "Content Too Large", 414: "URI Too Long", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 502: "Bad Gateway",
+    503: "Service Unavailable", 504: "Gateway Timeout",
 }
 
 # What a body is, by how it begins (none of these: text), and the header set that goes with it, in the
 # order of the wire (observed). JSON and text come from the service, pages from the web server before it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
-XML_TYPE, HTML_TYPE = "text/xml; charset=utf-8", "text/html"
+XML_TYPE, HTML_TYPE, CERTIFICATE_TYPE = "text/xml; charset=utf-8", "text/html", "application/pkix-cert"
 CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE}
 IMDS_HEADERS = ("Content-Type", "Server", "x-ms-request-id", "Date", "Content-Length")
 HEADERS = {
     JSON_TYPE: IMDS_HEADERS,
     TEXT_TYPE: IMDS_HEADERS,
+    CERTIFICATE_TYPE: IMDS_HEADERS,
     XML_TYPE: ("Content-Length", "Content-Type", "Server", "Date"),
     HTML_TYPE: ("Content-Type", "Server", "Date", "Content-Length"),
 }
 IMDS_SERVER, IIS_SERVER = "IMDS/150.870.65.1854", "Microsoft-IIS/10.0"
+
+# What a step of a playbook may be: a status, with its row of REFUSALS; an answer of somebody else, with its status,
+# content type and body; or a manner in which the right answer is given.
+FAULT_STATUSES = {"400": "bad-request", "403": "denied", "404": "path", "410": "gone", "429": "throttled",
+                  "500": "failed", "502": "bad-gateway", "503": "unavailable", "504": "gateway-timeout"}
+FAULT_ANSWERS = {
+    "portal": (200, HTML_TYPE, b"<!DOCTYPE html><title>Welcome</title><p>Please log in to use this network.\n"),
+    "huge": (200, JSON_TYPE, b'{"compute":{"name":"$filler"}}'),
+    "redirect": (302, HTML_TYPE, b"<!DOCTYPE html><title>Moved</title>\n"),
+}
+FAULT_MANNERS = {
+    "ok": "as it should be", "reset": "the connection is reset", "hang": "never, until the client gives up",
+    "cut": "a part of it, and then the end", "drip": "a byte at a time", "broken": "a part of it, as if that were all",
+}
+FILLER_SIZE = 5 << 20  # bytes that $filler stands for
+REDIRECTED = "/redirected"  # what a redirect puts before a path
+Situation = collections.namedtuple("Situation", "playbook text")
+SITUATIONS = {
+    "booting": Situation("404 x3", "the service is not up yet, and then it is"),
+    "migrating": Situation("410 for 60s", "the VM is being moved, for a minute"),
+    "flaky": Situation("500 p 0.2", "one request in five fails"),
+    "throttled": Situation("429 for 10s", "too many requests, for ten seconds"),
+    "captive-portal": Situation("portal always", "a network that wants a login answers instead"),
+    "dead": Situation("hang always", "somebody listens and never answers"),
+    "denied": Situation("403 always", "the guest proxy agent lets nobody through"),
+    "cold-events": Situation("GET scheduledevents: delay 120s", "the first list of events takes two minutes"),
+}
 
 # Requests a second that the documentation allows: in all; to the identity service, and how many of these at once.
 RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
@@ -380,291 +474,40 @@ RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
 # Where the service is, and where the emulator is unless told otherwise.
 DEFAULT_ENDPOINT, DEFAULT_PORT = "http://169.254.169.254", 8169
 
-# What a document of a whole VM holds.
-PARTS = ("instance", "scheduledevents", "identity", "loadbalancer", "attested")
-
-# What of a document says who or where it is, and what takes its place: by the path, list indexes left out.
-# "" is public and stays. GUIDs, addresses and resource ids are found wherever else they stand, and what
-# no table knows is a "value".
-REDACTED = {
-    "instance.compute.customData": "data",
-    "instance.compute.name": "name",
-    "instance.compute.offer": "",
-    "instance.compute.osProfile.adminUsername": "name",
-    "instance.compute.osProfile.computerName": "name",
-    "instance.compute.publicKeys.keyData": "key",
-    "instance.compute.publicKeys.path": "file",
-    "instance.compute.publisher": "",
-    "instance.compute.resourceGroupName": "name",
-    "instance.compute.sku": "",
-    "instance.compute.storageProfile.dataDisks.image.uri": "url",
-    "instance.compute.storageProfile.dataDisks.name": "name",
-    "instance.compute.storageProfile.dataDisks.vhd.uri": "url",
-    "instance.compute.storageProfile.imageReference.exactVersion": "",
-    "instance.compute.storageProfile.imageReference.offer": "",
-    "instance.compute.storageProfile.imageReference.publisher": "",
-    "instance.compute.storageProfile.imageReference.sku": "",
-    "instance.compute.storageProfile.imageReference.version": "",
-    "instance.compute.storageProfile.osDisk.encryptionSettings.diskEncryptionKey.secretUrl": "url",
-    "instance.compute.storageProfile.osDisk.encryptionSettings.keyEncryptionKey.keyUrl": "url",
-    "instance.compute.storageProfile.osDisk.image.uri": "url",
-    "instance.compute.storageProfile.osDisk.name": "name",
-    "instance.compute.storageProfile.osDisk.vhd.uri": "url",
-    "instance.compute.tags": "tags",
-    "instance.compute.tagsList.name": "tag",
-    "instance.compute.tagsList.value": "value",
-    "instance.compute.userData": "data",
-    "instance.compute.version": "",
-    "instance.compute.vmScaleSetName": "name",
-    "instance.network.interface.macAddress": "mac",
-    "scheduledevents.Events.Description": "description",
-    "scheduledevents.Events.NotBefore": "",
-    "scheduledevents.Events.Resources": "name",
+# How long a client waits, in seconds: to connect; for each piece of an answer (twice, if nothing comes at all); and
+# in all, with every try. `gone` is that while the service answers 410, for the VM is being moved (documented). The
+# first path that fits counts. The first list of scheduled events may take two minutes (documented), later ones may
+# not. A new token is made elsewhere.
+Patience = collections.namedtuple("Patience", "connect answer total gone")
+PATIENCE = {
+    "scheduledevents": Patience(2, 120, 120, 120),
+    "scheduledevents again": Patience(2, 5, 20, 70),
+    "identity/oauth2/token": Patience(2, 10, 20, 70),
+    "attested/document": Patience(2, 10, 20, 70),
+    "": Patience(2, 2, 20, 70),
 }
-FOUND_ANYWHERE = (
-    ("id", r"/?\bsubscriptions/[^\s\"',;]+|/(?:Community|Shared)Galleries/[^\s\"',;]+"),
-    ("guid", "(?<![0-9a-f])[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?![0-9a-f])"),
-    ("hex", "(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"),
-    ("ipv6", r"(?<![\w:])(?:::ffff:[\d.]+|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)+:(?:[0-9a-f]{1,4}"
-             r"(?::[0-9a-f]{1,4})*)?|::[0-9a-f]{1,4}(?::[0-9a-f]{1,4})*)(?![\w:])"),
-    ("private", r"(?<![\w.])(?:(?:10|127)(?:\.\d{1,3}){3}"
-                r"|(?:169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2})(?![\w.])"),
-    ("public", r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])"),
-)
-STAND_INS = {  # number -> text; those without a number are all the same
-    "data": "cmVkYWN0ZWQ=", "description": "redacted", "guid": "00000000-0000-4000-8000-%012x", "hex": "%032x",
-    "ipv6": "2001:db8::%x", "mac": "00155D%06X", "name": "name%d", "private": "10.0.%d.%d", "public": "198.18.%d.%d",
-    "tag": "tag%d", "url": "https://redacted.example/%d", "value": "value%d",
-    "key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY redacted",
+# What is tried again until then, with pauses that double from 1 to 8 s: these statuses, with advice for when it does
+# not help, and 5xx. A 404 is one of them where the endpoint itself can't be meant: it is not up yet.
+RETRIED = {
+    404: "the service is not up yet; try again later",
+    408: "try again",
+    410: "the VM is being moved; try again in a minute",
+    429: "ask less often",
 }
-PUBLIC_FOLDERS = ("", "home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys")
-
-# The built-in VMs. `linux` and `windows` are the samples of the 2018 document with what it masks
-# (addresses, ids) filled in from the ranges for documentation, and completed to today's shape: what
-# is not said here is empty.
-VMS = {
-    "linux": {
-        "compute": {
-            "additionalCapabilities": {"hibernationEnabled": "false"},
-            "azEnvironment": "AzurePublicCloud",
-            "isHostCompatibilityLayerVm": "false",
-            "location": "westus",
-            "name": "avset2",
-            "offer": "UbuntuServer",
-            "osProfile": {"adminUsername": "azureuser", "computerName": "avset2",
-                          "disablePasswordAuthentication": "true"},
-            "osType": "Linux",
-            "physicalZone": "westus-AZ01",
-            "platformFaultDomain": "1",
-            "platformUpdateDomain": "1",
-            "provider": "Microsoft.Compute",
-            "publicKeys": [{
-                "keyData": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY azureuser",
-                "path": "/home/azureuser/.ssh/authorized_keys",
-            }],
-            "publisher": "Canonical",
-            "resourceGroupName": "myrg",
-            "resourceId": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/myrg"
-                          "/providers/Microsoft.Compute/virtualMachines/avset2",
-            "securityProfile": {"encryptionAtHost": "false", "secureBootEnabled": "false",
-                                "virtualTpmEnabled": "false"},
-            "sku": "16.04-LTS",
-            "storageProfile": {
-                "imageReference": {"exactVersion": "16.04.201708030", "offer": "UbuntuServer",
-                                   "publisher": "Canonical", "sku": "16.04-LTS", "version": "latest"},
-                "osDisk": {
-                    "caching": "ReadWrite",
-                    "createOption": "FromImage",
-                    "diskSizeGB": "30",
-                    "encryptionSettings": {"enabled": "false"},
-                    "managedDisk": {
-                        "id": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/myrg"
-                              "/providers/Microsoft.Compute/disks/avset2_OsDisk_1",
-                        "storageAccountType": "Standard_LRS",
-                    },
-                    "name": "avset2_OsDisk_1",
-                    "osType": "Linux",
-                    "writeAcceleratorEnabled": "false",
-                },
-                "resourceDisk": {"size": "51200"},
-            },
-            "subscriptionId": "8d10da13-8125-4ba9-a717-bf7490507b3d",
-            "version": "16.04.201708030",
-            "vmId": "13f56399-bd52-4150-9748-7190aae1ff21",
-            "vmSize": "Standard_D1",
-            "zone": "1",
-        },
-        "extended": {"compute": {"hasCustomData": False, "ppsType": "None"}},
-        "network": {"interface": [{
-            "ipv4": {"ipAddress": [{"privateIpAddress": "10.1.2.5", "publicIpAddress": "203.0.113.5"}],
-                     "subnet": [{"address": "10.1.2.0", "prefix": "24"}]},
-            "macAddress": "000D3A36DDED",
-        }]},
-    },
-    "windows": {
-        "compute": {
-            "additionalCapabilities": {"hibernationEnabled": "false"},
-            "azEnvironment": "AzurePublicCloud",
-            "isHostCompatibilityLayerVm": "false",
-            "licenseType": "Windows_Server",
-            "location": "westus",
-            "name": "SQLTest",
-            "offer": "SQL2016SP1-WS2016",
-            "osProfile": {"adminUsername": "azureuser", "computerName": "SQLTest"},
-            "osType": "Windows",
-            "platformFaultDomain": "0",
-            "platformUpdateDomain": "0",
-            "provider": "Microsoft.Compute",
-            "publisher": "MicrosoftSQLServer",
-            "resourceGroupName": "myrg",
-            "resourceId": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/myrg"
-                          "/providers/Microsoft.Compute/virtualMachines/SQLTest",
-            "securityProfile": {"encryptionAtHost": "false", "secureBootEnabled": "false",
-                                "virtualTpmEnabled": "false"},
-            "sku": "Enterprise",
-            "storageProfile": {
-                "imageReference": {"exactVersion": "13.0.400110", "offer": "SQL2016SP1-WS2016",
-                                   "publisher": "MicrosoftSQLServer", "sku": "Enterprise", "version": "latest"},
-                "osDisk": {
-                    "caching": "ReadWrite",
-                    "createOption": "FromImage",
-                    "diskSizeGB": "127",
-                    "encryptionSettings": {"enabled": "false"},
-                    "managedDisk": {
-                        "id": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/myrg"
-                              "/providers/Microsoft.Compute/disks/SQLTest_OsDisk_1",
-                        "storageAccountType": "Premium_LRS",
-                    },
-                    "name": "SQLTest_OsDisk_1",
-                    "osType": "Windows",
-                    "writeAcceleratorEnabled": "false",
-                },
-                "resourceDisk": {"size": "14336"},
-            },
-            "subscriptionId": "8d10da13-8125-4ba9-a717-bf7490507b3d",
-            "version": "13.0.400110",
-            "vmId": "453945c8-3923-4366-b2d3-ea4c80e9b70e",
-            "vmSize": "Standard_DS2",
-        },
-        "extended": {"compute": {"hasCustomData": False, "ppsType": "None"}},
-        "network": {"interface": [{
-            "ipv4": {"ipAddress": [{"privateIpAddress": "10.0.1.4", "publicIpAddress": "203.0.113.6"}],
-                     "subnet": [{"address": "10.0.1.0", "prefix": "24"}]},
-            "macAddress": "002248020E1E",
-        }]},
-    },
-    "scaleset": {
-        "compute": {
-            "additionalCapabilities": {"hibernationEnabled": "false"},
-            "azEnvironment": "AzurePublicCloud",
-            "isHostCompatibilityLayerVm": "true",
-            "location": "westeurope",
-            "name": "web_1",
-            "offer": "0001-com-ubuntu-server-jammy",
-            "osProfile": {"adminUsername": "azureuser", "computerName": "web000001",
-                          "disablePasswordAuthentication": "true"},
-            "osType": "Linux",
-            "physicalZone": "westeurope-AZ03",
-            "placementGroupId": "7a9f84b0-f870-4ce6-8a4e-2e8932afc298",
-            "platformFaultDomain": "0",
-            "platformUpdateDomain": "1",
-            "provider": "Microsoft.Compute",
-            "publicKeys": [{
-                "keyData": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY azureuser",
-                "path": "/home/azureuser/.ssh/authorized_keys",
-            }],
-            "publisher": "canonical",
-            "resourceGroupName": "web",
-            "resourceId": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/web"
-                          "/providers/Microsoft.Compute/virtualMachineScaleSets/web/virtualMachines/1",
-            "securityProfile": {"encryptionAtHost": "false", "secureBootEnabled": "true",
-                                "securityType": "TrustedLaunch", "virtualTpmEnabled": "true"},
-            "sku": "22_04-lts-gen2",
-            "storageProfile": {
-                "dataDisks": [{
-                    "bytesPerSecondThrottle": "979202048",
-                    "caching": "None",
-                    "createOption": "Empty",
-                    "diskCapacityBytes": "274877906944",
-                    "diskSizeGB": "256",
-                    "isSharedDisk": "false",
-                    "isUltraDisk": "false",
-                    "lun": "0",
-                    "managedDisk": {
-                        "id": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/WEB"
-                              "/providers/Microsoft.Compute/disks/web_1_data_0",
-                        "storageAccountType": "Premium_LRS",
-                    },
-                    "name": "web_1_data_0",
-                    "opsPerSecondThrottle": "65280",
-                    "writeAcceleratorEnabled": "false",
-                }, {
-                    "bytesPerSecondThrottle": "979202048",
-                    "caching": "ReadOnly",
-                    "createOption": "Empty",
-                    "diskCapacityBytes": "1099511627776",
-                    "diskSizeGB": "1024",
-                    "isSharedDisk": "false",
-                    "isUltraDisk": "false",
-                    "lun": "1",
-                    "managedDisk": {
-                        "id": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/WEB"
-                              "/providers/Microsoft.Compute/disks/web_1_data_1",
-                        "storageAccountType": "Premium_LRS",
-                    },
-                    "name": "web_1_data_1",
-                    "opsPerSecondThrottle": "65280",
-                    "writeAcceleratorEnabled": "false",
-                }],
-                "imageReference": {"exactVersion": "22.04.202510020", "offer": "0001-com-ubuntu-server-jammy",
-                                   "publisher": "canonical", "sku": "22_04-lts-gen2", "version": "latest"},
-                "osDisk": {
-                    "caching": "ReadWrite",
-                    "createOption": "FromImage",
-                    "diskSizeGB": "30",
-                    "encryptionSettings": {"enabled": "false"},
-                    "managedDisk": {
-                        "id": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourceGroups/WEB"
-                              "/providers/Microsoft.Compute/disks/web_1_OsDisk_1",
-                        "storageAccountType": "Premium_LRS",
-                    },
-                    "name": "web_1_OsDisk_1",
-                    "osType": "Linux",
-                    "writeAcceleratorEnabled": "false",
-                },
-                "resourceDisk": {"size": "16384"},
-            },
-            "subscriptionId": "8d10da13-8125-4ba9-a717-bf7490507b3d",
-            "tags": "Department:IT;Environment:Test;Role:web",
-            "tagsList": [{"name": "Department", "value": "IT"}, {"name": "Environment", "value": "Test"},
-                         {"name": "Role", "value": "web"}],
-            "version": "22.04.202510020",
-            "vmId": "1da71a3d-9b58-4520-abce-552bb5cfbd51",
-            "vmScaleSetName": "web",
-            "vmSize": "Standard_D2s_v3",
-            "zone": "2",
-        },
-        "extended": {"compute": {"hasCustomData": False, "ppsType": "None"}},
-        "network": {"interface": [{
-            "ipv4": {"ipAddress": [{"privateIpAddress": "10.2.0.5", "publicIpAddress": "203.0.113.7"}],
-                     "subnet": [{"address": "10.2.0.0", "prefix": "24"}]},
-            "macAddress": "002248A1B2C3",
-        }, {
-            "ipv4": {"ipAddress": [{"privateIpAddress": "10.2.1.5", "publicIpAddress": ""},
-                                   {"privateIpAddress": "10.2.1.6", "publicIpAddress": ""}],
-                     "subnet": [{"address": "10.2.1.0", "prefix": "24"}]},
-            "macAddress": "002248A1B2C4",
-        }]},
-    },
-}
+RETRIED_404 = ("instance", "identity/oauth2/token")
 
 
 # ==================================================================================================
 # Room 2: core
 #
-# Pure functions on dicts, lists and strings; knows the contract. What the emulator answers and what
-# the client prints both come from here, so they can't drift apart.
+# The exceptions, and pure functions on dicts, lists and strings; knows the contract. What the emulator
+# answers and what the client prints both come from here, so they can't drift apart. A row of VERSIONS is
+# parsed into a template, an empty document whose leaves are Fields; a document is walked along a template,
+# which completes it, cuts it to a version and puts its names in order, all in one function (_shape).
 # ==================================================================================================
+
+MAX_DEPTH = 64  # containers in one another, in a document of a user
+
 
 class Error(Exception):
     """What is raised when the service, or the way to it, fails.
@@ -681,6 +524,7 @@ class Error(Exception):
         message = one_line(message)
         super().__init__(message)
         self.message, self.status, self.body, self.url = message, status, body, url
+        self.offered: "List[str]" = []  # the api-versions to try instead, the best first
 
     def __str__(self) -> str:  # KeyError would print a repr, OSError nothing
         return self.message
@@ -690,15 +534,39 @@ class NotFound(Error, KeyError):
     """There is no such path in the document or in the service. Also a KeyError."""
 
 
+class Refused(Error):
+    """The service understood and said no: 400, 403, 405 and the like. Asking again would not help."""
+
+
+class Unreachable(Error, OSError):
+    """Nobody answered, or not in time. Also an OSError."""
+
+    exit_code = 3
+
+
+class Unavailable(Error):
+    """The service answered, but was throttling, moving or failing until the deadline."""
+
+    exit_code = 4
+
+
+class NotIMDS(Error):
+    """What answers is not the Instance Metadata Service: a captive portal, say, or another cloud's."""
+
+    exit_code = 5
+
+
 def printable(text: str) -> str:
     """``text`` with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def one_line(text: str) -> str:
     """``text`` as one printable line, its white space folded."""
     return printable(" ".join(text.split()))
 
+
+# --- paths and printing
 
 def resolve(document: "Any", path: str) -> "Any":
     """Return the node of ``document`` (dicts, lists and leaves) at ``path``.
@@ -727,26 +595,40 @@ def find(document: "Any", names: "Iterable[str]") -> "Any":
     return node
 
 
+def nearest_of(word: str, words: "Iterable[str]", cutoff: float) -> "Optional[str]":
+    """The one of ``words`` that is most like ``word``, whatever the case, or None."""
+    try:
+        import difflib
+    except ImportError:  # Debian's python3-minimal has none
+        return None
+    known = {each.lower(): each for each in words}
+    found = difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)
+    return known[found[0]] if found else None
+
+
 def suggest(document: "Any", path: str) -> "Optional[str]":
     """Return the path in ``document`` that is most like ``path``, or None: right but for its case,
     right but for where it begins, or nearly right."""
-    import difflib
-
-    paths = {known.lower(): known for known in walk(document)}
+    paths = list(walk(document))
     wanted = "/".join(filter(None, path.split("/"))).lower()
     for known in paths:
-        if known == wanted or known.endswith("/" + wanted):
-            return paths[known]
-    nearest = difflib.get_close_matches(wanted, paths, n=1, cutoff=0.8)
-    return paths[nearest[0]] if nearest else None
+        if known.lower() == wanted or known.lower().endswith("/" + wanted):
+            return known
+    return nearest_of(wanted, paths, 0.8)
 
 
-def walk(node: "Any", path: str = "") -> "Iterable[str]":
+def walk(node: "Any", path: str = "") -> "Iterator[str]":
     """Yield the path of every node below ``node``, a container before what it holds."""
-    names = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
-    for name, child in names:
-        yield path + str(name)
+    for name, child in children(node):
+        yield path + name
         yield from walk(child, "%s%s/" % (path, name))
+
+
+def children(node: "Any") -> "Iterable[Tuple[str, Any]]":
+    """What a dict or a list holds, by name or by index; nothing for a leaf."""
+    if isinstance(node, dict):
+        return node.items()
+    return ((str(index), item) for index, item in enumerate(node)) if isinstance(node, list) else ()
 
 
 def format_text(node: "Any") -> str:
@@ -755,49 +637,57 @@ def format_text(node: "Any") -> str:
     A leaf is its value; a container its names, one a line in alphabetical order, those of containers
     with a slash behind them, and no line end at the end (observed).
     """
-    if isinstance(node, dict):
-        return "\n".join(name + "/" * isinstance(node[name], (dict, list)) for name in sorted(node))
-    if isinstance(node, list):
-        return "\n".join(str(index) + "/" * isinstance(item, (dict, list)) for index, item in enumerate(node))
-    return _leaf(node)
+    if not isinstance(node, (dict, list)):
+        return leaf(node)
+    listed = sorted(children(node)) if isinstance(node, dict) else children(node)
+    return "\n".join(name + "/" * isinstance(child, (dict, list)) for name, child in listed)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
     """Return ``node`` as the service prints JSON: minified, UTF-8 as it is; or indented, for people."""
-    return json.dumps(node, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
+    return json.dumps(node, ensure_ascii=False, indent=indent) if indent else _encode(node)
 
 
-def _leaf(value: "Any") -> str:
+def leaf(value: "Any") -> str:
     """A leaf as the service writes it: always a string, and empty when there is none (documented)."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+# --- templates, and documents along them
+
+Field = collections.namedtuple("Field", "kind default")  # of a leaf: how it is redacted, and what it is when absent
+
+
 def complete(document: "Any") -> "Dict[str, Any]":
     """Return ``document``, in the shape of ``/metadata/instance``, with every field there is.
 
-    Fields that it lacks are empty; fields that no table knows are kept. Raises ValueError, naming the
-    path, where a value has the wrong shape.
+    Fields that it lacks are empty, but for flags and sizes; fields that no table knows are kept. Of ``tags``
+    and ``tagsList`` one is made from the other where only one is there. Raises ValueError, naming the path,
+    where a value has the wrong shape.
     """
-    known = template(NEWEST)
-    try:
-        completed = dict(_project(document, known, known, "instance"))
-        format_json(completed).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("instance holds text that is not Unicode: %s" % error) from None
-    except (TypeError, RecursionError) as error:
-        raise ValueError("instance can't be written as JSON: %s" % error) from None
-    return completed
+    check_plain(document, "instance")
+    completed = _shape(document, everything(), everything(), "instance")
+    given, compute = document.get("compute") or {}, completed["compute"]
+    if given.get("tags") is None:
+        compute["tags"] = ";".join("%(name)s:%(value)s" % tag for tag in compute["tagsList"])
+    elif given.get("tagsList") is None:
+        pairs = [pair.partition(":") for pair in compute["tags"].split(";") if pair]
+        compute["tagsList"] = [{"name": name, "value": value} for name, _, value in pairs]
+    return dict(completed)
 
 
 def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "Dict[str, Any]":
     """Return ``document`` as an api-version shows it: without the fields that came later, in
     alphabetical order, and with ``extended`` only where it was asked for."""
-    known = template(NEWEST)
+    known = everything()
     if version == PREVIEW:
         document, known = _rename(document), _rename(known)
-    seen = dict(_project(document, template(version), known, "instance"))
+    seen = dict(_shape(document, template(version), known, "instance"))
     if not extended:
         seen.pop("extended", None)
     return seen
@@ -805,87 +695,94 @@ def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "D
 
 @functools.lru_cache(maxsize=None)
 def template(version: str) -> "Dict[str, Any]":
-    """The empty instance document of an api-version: all the fields it knows, with "" or [one empty item]."""
+    """The empty instance document of an api-version: every field that it knows, a list with one item."""
     if version == PREVIEW:
-        return _fields(VERSIONS[PREVIEW])
-    return _fields_until(version, {since: text for since, text in VERSIONS.items() if since != PREVIEW})
+        return fields(VERSIONS[PREVIEW])
+    rows = dict(VERSIONS, **UNLISTED_VERSIONS)
+    del rows[PREVIEW]
+    return fields_until(version, rows)
 
 
-def _fields_until(version: str, table: "Mapping[str, str]") -> "Dict[str, Any]":
-    """All the fields that a table of versions has at ``version``."""
-    fields = {}  # type: Dict[str, Any]
-    for since, text in table.items():
-        if since <= version:
-            _add(fields, _fields(text))
-    return fields
+def everything() -> "Dict[str, Any]":
+    """The template of the newest version of all."""
+    return template(max(UNLISTED_VERSIONS))
 
 
-def _fields(text: str) -> "Dict[str, Any]":
-    """'a b{c} d[{e:bool}]', a row of VERSIONS -> {"a": "", "b": {"c": ""}, "d": [{"e": False}]}"""
+def since(path: str) -> "Optional[str]":
+    """The api-version that added the field at ``path`` ("compute/zone"), or None where no table knows it."""
+    names = ["0" if name.isdigit() else name for name in path.split("/") if name]
+    for version in sorted(set(VERSIONS).union(UNLISTED_VERSIONS).difference([PREVIEW])):
+        try:
+            find(template(version), names)
+            return version
+        except KeyError:
+            pass
+    return None
+
+
+def fields_until(version: str, rows: "Mapping[str, str]") -> "Dict[str, Any]":
+    """The template of all rows up to ``version``."""
+    found: "Dict[str, Any]" = {}
+    for added, text in rows.items():
+        if added <= version:
+            _add(found, fields(text))
+    return found
+
+
+def fields(text: str) -> "Dict[str, Any]":
+    """'a b:word{c} d[{e=0}]', a row of VERSIONS, as a template."""
     for mark, spaced in ("[{", " [ "), ("}]", " ] "), ("{", " { "), ("}", " } "):
         text = text.replace(mark, spaced)
-    name, open_containers = "", [{}]  # type: Tuple[str, List[Dict[str, Any]]]
+    name, containers = "", [{}]  # type: Tuple[str, List[Dict[str, Any]]]
     for word in text.split():
         if word in "{[":
-            inner = {}  # type: Dict[str, Any]
-            open_containers[-1][name] = inner if word == "{" else [inner]
-            open_containers.append(inner)
+            inner: "Dict[str, Any]" = {}
+            containers[-1][name] = inner if word == "{" else [inner]
+            containers.append(inner)
         elif word in "}]":
-            open_containers.pop()
+            containers.pop()
         else:
-            name, _, kind = word.partition(":")
-            if not re.match(r"\w+$", name):
-                raise ValueError("%r is not the name of a field, in %r" % (word, text))
-            open_containers[-1][name] = False if kind == "bool" else ""
-    return open_containers[0]
+            found = re.match(r"(\w+)(?::(\w+))?(?:=(\w+))?\Z", word)
+            if not found:
+                raise ValueError("%r is not a field, in %r" % (word, text))
+            name, kind = found.group(1), found.group(2) or ""
+            containers[-1][name] = Field(kind, False if kind == "bool" else found.group(3) or "")
+    return containers[0]
 
 
-def _add(template: "Any", more: "Any") -> None:
+def _add(known: "Dict[str, Any]", more: "Mapping[str, Any]") -> None:
     """Put the fields of one template into another."""
     for name, child in more.items():
-        if isinstance(child, list) and name in template:
-            _add(template[name][0], child[0])
-        elif isinstance(child, dict) and name in template:
-            _add(template[name], child)
+        if isinstance(child, list) and name in known:
+            _add(known[name][0], child[0])
+        elif isinstance(child, dict) and name in known:
+            _add(known[name], child)
         else:
-            template[name] = child
+            known[name] = child
 
 
-def _project(node: "Any", template: "Any", known: "Any", path: str) -> "Any":
-    """``node`` in the shape of ``template``, its names in order. Names that ``known`` lacks pass."""
-    if isinstance(template, dict):
-        if node in (None, ""):
-            node = {}
-        if not isinstance(node, dict):
-            raise ValueError("%s must be an object, not %s" % (path, _kind(node)))
-        result = {}
-        for name in sorted(set(template).union(set(node).difference(known))):
-            if name in template:
-                result[name] = _project(node.get(name), template[name], known.get(name, template[name]),
-                                        "%s.%s" % (path, name))
-            else:
-                result[name] = _strings(node[name])
-        return result
-    if isinstance(template, list):
-        if node in (None, ""):
-            node = []
-        if not isinstance(node, list):
-            raise ValueError("%s must be a list, not %s" % (path, _kind(node)))
-        return [_project(item, template[0], known[0], "%s.%d" % (path, index)) for index, item in enumerate(node)]
-    if isinstance(node, (dict, list)):
-        raise ValueError("%s must be a single value, not %s" % (path, _kind(node)))
-    return node in (True, "true") if isinstance(template, bool) else _leaf(node)
+def _shape(node: "Any", shown: "Any", known: "Any", path: str) -> "Any":
+    """``node`` in the shape of the template ``shown``, its names in order. Names that ``known`` lacks pass."""
+    if isinstance(shown, Field):
+        if isinstance(node, (dict, list)):
+            raise ValueError("%s must be a single value, not %s" % (path, kind_of(node)))
+        return node in (True, "true") if shown.kind == "bool" else leaf(node) or shown.default
+    kind = type(shown)
+    if node in (None, ""):
+        node = kind()
+    check(node, kind, path)
+    if kind is list:
+        return [_shape(item, shown[0], known[0], "%s.%d" % (path, index)) for index, item in enumerate(node)]
+    names = set(shown).union(set(node).difference(known))
+    return {name: _shape(node.get(name), shown[name], known.get(name, shown[name]), "%s.%s" % (path, name))
+            if name in shown else _strings(node[name]) for name in sorted(names)}
 
 
 def _strings(node: "Any") -> "Any":
     """A part of a document that no table knows: in order, and every leaf a string."""
     if isinstance(node, dict):
         return {name: _strings(node[name]) for name in sorted(node)}
-    return [_strings(item) for item in node] if isinstance(node, list) else _leaf(node)
-
-
-def _kind(node: "Any") -> str:
-    return "an object" if isinstance(node, dict) else "a list" if isinstance(node, list) else repr(node)
+    return [_strings(item) for item in node] if isinstance(node, list) else leaf(node)
 
 
 def _rename(node: "Any") -> "Any":
@@ -894,6 +791,368 @@ def _rename(node: "Any") -> "Any":
         return {PREVIEW_NAMES.get(name, name): _rename(child) for name, child in node.items()}
     return [_rename(item) for item in node] if isinstance(node, list) else node
 
+
+# --- checks, times and ids
+
+def kind_of(node: "Any") -> str:
+    """What a node is, for a message."""
+    return "an object" if isinstance(node, dict) else "a list" if isinstance(node, list) else repr(node)
+
+
+def check(node: "Any", kind: type, path: str) -> "Any":
+    """``node``, if it is of a type; else a ValueError that names its path."""
+    if not isinstance(node, kind) or isinstance(node, bool) and kind is not bool:
+        names = {dict: "an object", list: "a list", str: "a string", int: "a whole number", bool: "true or false"}
+        raise ValueError("%s must be %s, not %s" % (path, names[kind], kind_of(node)))
+    return node
+
+
+def check_plain(node: "Any", what: str) -> None:
+    """Raise ValueError unless ``node`` can be written as JSON and read again everywhere."""
+    level = [node]
+    for _ in range(MAX_DEPTH):
+        level = [child for each in level if isinstance(each, (dict, list))
+                 for child in (each.values() if isinstance(each, dict) else each)]
+        if not all(isinstance(name, str) for each in level + [node] if isinstance(each, dict) for name in each):
+            raise ValueError("%s can't be written as JSON: a name in it is not a string" % what)
+    if level:
+        raise ValueError("%s can't be written as JSON: more than %d containers are in one another" % (what, MAX_DEPTH))
+    try:
+        json.dumps(node, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:
+        raise ValueError("%s can't be written as JSON: %s" % (what, error)) from None
+
+
+def known(name: "Any", names: "Iterable[str]", kind: str) -> str:
+    """``name``, if it is one of ``names``; else a ValueError that suggests the right one."""
+    names = list(names)
+    if isinstance(name, str) and name in names:
+        return name
+    nearest = nearest_of(str(name), names, 0.5)
+    raise ValueError("there is no %s %r; %s" % (
+        kind, name, "did you mean %s?" % nearest if nearest else "there are " + ", ".join(names)))
+
+
+LAST_TIME = 253402300799  # the end of the year 9999, which is all that the service's forms of a time can say
+
+
+def parse_time(text: str) -> "Optional[float]":
+    """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
+    an empty one. Raises ValueError."""
+    import datetime
+    import email.utils
+
+    if not text:
+        return None
+    seconds: float = -1
+    found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)[T ](\d\d):?(\d\d)(?::?(\d\d)(?:\.\d+)?)?"
+                     r"(?:Z|([+-])(\d\d):?(\d\d))?\Z", text, re.A)
+    try:
+        if found:
+            year, month, day, hour, minute, second = (int(number or 0) for number in found.groups()[:6])
+            offset = int(found.group(8) or 0) * 3600 + int(found.group(9) or 0) * 60
+            offset *= -1 if found.group(7) == "-" else 1
+        else:  # a form that the library reads, but not all that it makes something of
+            parsed: "Any" = email.utils.parsedate_tz(text) if re.match(r"[\w:,+ -]{1,40}\Z", text, re.A) else None
+            (year, month, day, hour, minute, second), offset = parsed[:6], parsed[9] or 0
+        moment = datetime.datetime(year, month, day, hour, minute, second) - datetime.datetime(1970, 1, 1)
+        seconds = moment.days * 86400 + moment.seconds - offset
+    except (ValueError, OverflowError, TypeError, IndexError):
+        pass
+    if not 0 <= seconds <= LAST_TIME:
+        raise ValueError("%r is not a time between 1970 and 9999" % (text,))
+    return seconds
+
+
+def http_date(seconds: float) -> str:
+    """A time as HTTP and the service write it."""
+    from email.utils import formatdate
+
+    return formatdate(int(seconds), usegmt=True)
+
+
+def guid(*words: str) -> str:
+    """A GUID made of ``words``, the same each time."""
+    import uuid
+
+    return str(uuid.uuid5(uuid.UUID(DEFAULT_TENANT), "/".join(words)))
+
+
+# ==================================================================================================
+# Room 3: documents
+#
+# What a VM is made of; knows the core. A VM is its instance document, or an object with that and the
+# other PARTS. Built-in VMs are a row each, from which make_vm makes any number of the same scale set.
+# Every part is checked before it is served, so that the service need not doubt it. A redacted copy is
+# made along the templates of the contract: the kind of each field says what takes its place, and what
+# no table knows is replaced, names of fields included.
+# ==================================================================================================
+
+# The built-in VMs. `linux` and `windows` are the samples of the 2018 document with what it masks (addresses,
+# ids) filled in from the ranges for documentation. `domain`: of faults and of updates; `image`: publisher, offer,
+# sku, version; `disk`: GB and account type of the OS disk, MB of the temporary one; `data`: GB and caching of each
+# data disk; `interfaces`: private addresses, public address, subnet, prefix, MAC; `more` is merged into `compute`.
+Profile = collections.namedtuple(
+    "Profile", "name computer group resource location zone domain size system image disk data vm_id interfaces more")
+PROFILES = {
+    "linux": Profile(
+        "avset2", "avset2", "myrg", "virtualMachines/avset2", "westus", "1", "1", "Standard_D1", "Linux",
+        ("Canonical", "UbuntuServer", "16.04-LTS", "16.04.201708030"), ("30", "Standard_LRS", "51200"), (),
+        "13f56399-bd52-4150-9748-7190aae1ff21",
+        ((("10.1.2.5",), "203.0.113.5", "10.1.2.0", "24", 0x000D3A36DDED),), {}),
+    "windows": Profile(
+        "SQLTest", "SQLTest", "myrg", "virtualMachines/SQLTest", "westus", "", "0", "Standard_DS2", "Windows",
+        ("MicrosoftSQLServer", "SQL2016SP1-WS2016", "Enterprise", "13.0.400110"), ("127", "Premium_LRS", "14336"), (),
+        "453945c8-3923-4366-b2d3-ea4c80e9b70e",
+        ((("10.0.1.4",), "203.0.113.6", "10.0.1.0", "24", 0x002248020E1E),), {"licenseType": "Windows_Server"}),
+    "scaleset": Profile(
+        "web_1", "web000001", "web", "virtualMachineScaleSets/web/virtualMachines/1", "westeurope", "2", "1",
+        "Standard_D2s_v3", "Linux",
+        ("canonical", "0001-com-ubuntu-server-jammy", "22_04-lts-gen2", "22.04.202510020"),
+        ("30", "Premium_LRS", "16384"), (("256", "None"), ("1024", "ReadOnly")),
+        "1da71a3d-9b58-4520-abce-552bb5cfbd51",
+        ((("10.2.0.5",), "203.0.113.7", "10.2.0.0", "22", 0x002248A1B2C3),
+         (("10.2.8.6", "10.2.8.7"), "", "10.2.8.0", "21", 0x002248A1B2C4)),
+        {"isHostCompatibilityLayerVm": "true", "placementGroupId": "7a9f84b0-f870-4ce6-8a4e-2e8932afc298",
+         "securityProfile": {"secureBootEnabled": "true", "securityType": "TrustedLaunch", "virtualTpmEnabled": "true"},
+         "tagsList": [{"name": "Department", "value": "IT"}, {"name": "Environment", "value": "Test"},
+                      {"name": "Role", "value": "web"}],
+         "vmScaleSetName": "web"}),
+}
+SAMPLE_SUBSCRIPTION = "8d10da13-8125-4ba9-a717-bf7490507b3d"
+SAMPLE_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY azureuser"
+PHYSICAL_ZONES = {"1": "AZ01", "2": "AZ03", "3": "AZ02"}  # a zone has another number in each subscription
+
+
+def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[str, Any]":
+    """Return the instance document of a built-in VM: "linux", "windows" or "scaleset".
+
+    ``number``, from 0 to 999, makes it that instance of the scale set: with a name, ids, addresses, domains and
+    a zone of its own, as Azure numbers them. None: the one that is built in, number 1.
+    """
+    row = PROFILES[known(profile, PROFILES, "profile")]
+    if number is not None:
+        row = _instance_of(row, check(number, int, "number"))
+    publisher, offer, sku, version = row.image
+    disk_gb, account, temporary_mb = row.disk
+    provider = "/subscriptions/%s/resourceGroups/%%s/providers/Microsoft.Compute/%%s" % SAMPLE_SUBSCRIPTION
+    in_set = "Set" in row.resource
+
+    def disk(suffix: str, gigabytes: str, caching: str, **more: str) -> "Dict[str, Any]":
+        group = row.group.upper() if in_set else row.group  # upper case: observed
+        return dict(more, caching=caching, diskSizeGB=gigabytes, name=row.name + suffix, managedDisk={
+            "id": provider % (group, "disks/" + row.name + suffix), "storageAccountType": account})
+
+    linux = {
+        "osProfile": {"disablePasswordAuthentication": "true"},
+        "publicKeys": [{"keyData": SAMPLE_KEY, "path": "/home/azureuser/.ssh/authorized_keys"}],
+    }
+    compute = {
+        "azEnvironment": "AzurePublicCloud", "location": row.location, "name": row.name, "offer": offer,
+        "osProfile": {"adminUsername": "azureuser", "computerName": row.computer}, "osType": row.system,
+        "physicalZone": "%s-%s" % (row.location, PHYSICAL_ZONES[row.zone]) if row.zone else "",
+        "platformFaultDomain": row.domain, "platformUpdateDomain": row.domain, "provider": "Microsoft.Compute",
+        "publisher": publisher, "resourceGroupName": row.group, "resourceId": provider % (row.group, row.resource),
+        "sku": sku,
+        "storageProfile": {
+            "dataDisks": [disk("_data_%d" % lun, gigabytes, caching, createOption="Empty", lun=str(lun),
+                               bytesPerSecondThrottle="979202048", diskCapacityBytes=str(int(gigabytes) << 30),
+                               opsPerSecondThrottle="65280")
+                          for lun, (gigabytes, caching) in enumerate(row.data)],
+            "imageReference": {"exactVersion": version, "offer": offer, "publisher": publisher, "sku": sku,
+                               "version": "latest"},
+            "osDisk": disk("_OsDisk_1", disk_gb, "ReadWrite", createOption="FromImage", osType=row.system),
+            "resourceDisk": {"size": temporary_mb},
+        },
+        "subscriptionId": SAMPLE_SUBSCRIPTION, "version": version, "vmId": row.vm_id, "vmSize": row.size,
+        "zone": row.zone,
+    }
+    return complete({
+        "compute": merge_patch(merge_patch(compute, linux if row.system == "Linux" else {}), row.more),
+        "extended": {"compute": {"hasCustomData": False, "ppsType": "None"}},
+        "network": {"interface": [{
+            "ipv4": {"ipAddress": [{"privateIpAddress": each, "publicIpAddress": public} for each in addresses],
+                     "subnet": [{"address": subnet, "prefix": prefix}]},
+            "macAddress": "%012X" % mac,
+        } for addresses, public, subnet, prefix, mac in row.interfaces]},
+    })
+
+
+def _instance_of(row: "Profile", number: int) -> "Profile":
+    """Another instance of the scale set that ``row`` is number 1 of."""
+    if "Set" not in row.resource or not 0 <= number < 1000:
+        raise ValueError("only instances of the scale set have a number, from 0 to 999, not %r" % number)
+    step, digits, rest = number - 1, "", number
+    while rest:  # a computer's name counts in base 36
+        rest, digit = divmod(rest, 36)
+        digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit] + digits
+
+    def moved(address: str, by: int) -> str:
+        *start, high, low = address.split(".")
+        return ".".join(start + ["%d" % octet for octet in divmod(int(high) * 256 + int(low) + by, 256)])
+
+    return row._replace(
+        name=row.name[:-1] + str(number), computer=row.computer[:-6] + digits.rjust(6, "0"),
+        resource=row.resource[:-1] + str(number), zone=str(number % 3 + 1), domain=str(number % 5),
+        vm_id=row.vm_id if step == 0 else guid(row.vm_id, str(number)),
+        interfaces=tuple(
+            (tuple(moved(each, step * len(addresses)) for each in addresses),
+             public and number < 248 and moved(public, step) or "", subnet, prefix, mac + 2 * step)
+            for addresses, public, subnet, prefix, mac in row.interfaces))
+
+
+# --- parts, and checks by part
+
+def split_document(document: "Any") -> "Dict[str, Any]":
+    """The parts of a document: of a whole VM, or of one that is an instance document only. A part that is
+    not there is None, an instance {}. Raises ValueError."""
+    check(document, dict, "instance")
+    check_plain(document, "it")
+    parts = dict.fromkeys(PARTS)  # type: Dict[str, Any]
+    parts.update(document if set(PARTS).intersection(document) else {"instance": document})
+    parts["instance"] = {} if parts["instance"] is None else parts["instance"]
+    unknown = sorted(set(parts).difference(PARTS))
+    if unknown:
+        raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
+    for name, check_part in CHECKS.items():
+        if parts[name] is not None:
+            check_part(check(parts[name], dict, name))
+    return parts
+
+
+def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
+    """An event as the service writes it, or a ValueError: fields that it has are of the right type."""
+    check(event, dict, where)
+    for name, field in EVENT_FIELDS.items():
+        value = check(event.get(name, field.type(field.default)), field.type, "%s.%s" % (where, name))
+        for text in value if field.type is list else [value]:
+            check(text, field.type if field.type is int else str, "%s.%s" % (where, name))
+            if isinstance(text, str) and not text.isprintable() and "\ud800" <= max(text) <= "\udfff":
+                raise ValueError("%s.%s holds half a character" % (where, name))
+    if not event.get("EventId"):
+        raise ValueError("%s.EventId must be there" % where)
+    parse_time(event.get("NotBefore", ""))
+    return dict(event)
+
+
+def check_events(document: "Mapping[str, Any]") -> None:
+    """Raise ValueError unless this is the list of scheduled events of a document."""
+    check(document.get("DocumentIncarnation", 1), int, "scheduledevents.DocumentIncarnation")
+    seen = set()
+    for at, event in enumerate(check(document.get("Events", []), list, "scheduledevents.Events")):
+        where = "scheduledevents.Events.%d" % at
+        check(event, dict, where)
+        known(check(event.get("EventType"), str, where + ".EventType"), EVENT_TYPES, "EventType")
+        check_event(event, where)
+        known(event.get("EventStatus", "Scheduled"), ("Scheduled", "Started"), "EventStatus")
+        if event["EventId"].upper() in seen:
+            raise ValueError("%s.EventId must be there once only, in whatever case" % where)
+        seen.add(event["EventId"].upper())
+
+
+IDENTITY_KEYS = {"name": "name", "client_id": "clientId", "object_id": "objectId", "resource_id": "resourceId"}
+IDENTITY_FORM = "'system', 'user:NAME' or 'user:NAME,client_id=...,object_id=...,resource_id=...'"
+
+
+def read_identity(spec: "Any") -> "Dict[str, str]":
+    """What is said of an identity: a dict with some of type, name, clientId, objectId, resourceId. ``spec``:
+    such a dict, or the same as text. Raises ValueError."""
+    if isinstance(spec, str):
+        kind, _, rest = spec.partition(":")
+        name, *pairs = rest.split(",")
+        said = {"type": kind, "name": name} if kind == "user" else {"type": kind}
+        if kind == "system":
+            pairs = [rest] * bool(rest) + pairs
+        for pair in pairs:
+            key, _, value = pair.partition("=")
+            field = IDENTITY_KEYS[known(key, list(IDENTITY_KEYS)[1:], "key of an identity")]
+            if field in said:
+                raise ValueError("%s is given twice in %r" % (key, spec))
+            said[field] = value
+    else:
+        said = dict(check(spec, dict, "an identity"))
+        for key in said:
+            known(key, ["type"] + list(IDENTITY_KEYS.values()), "key of an identity")
+    check_plain(said, "an identity")
+    for key, value in said.items():
+        if not check(value, str, "identity." + key):
+            raise ValueError("%s of an identity is empty, in %r" % (key, spec))
+    if said.get("type") not in ("system", "user") or said["type"] == "user" and len(said) == 1:
+        raise ValueError("an identity is %s, not %r" % (IDENTITY_FORM, spec))
+    return said
+
+
+def check_identity(document: "Mapping[str, Any]") -> None:
+    """Raise ValueError unless this is what a document says of identity."""
+    check(document.get("tenantId", ""), str, "identity.tenantId")
+    check_identities(check(document.get("identities", []), list, "identity.identities"))
+
+
+def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
+    """What is said of each identity. Raises ValueError, for two that share what should tell them apart, too."""
+    identities = [read_identity(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    for key in IDENTITY_KEYS.values():
+        values = [each[key].lower() for each in identities if key in each and each["type"] == "user"]
+        if len(set(values)) < len(values):
+            raise ValueError("two identities have the same %s" % key)
+    if sum(each["type"] == "system" for each in identities) > 1:
+        raise ValueError("a VM has one system-assigned identity at most")
+    return identities
+
+
+def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "Dict[str, str]":
+    """An identity of a VM, what is not said of it made from the VM's ids: type, clientId, objectId, resourceId."""
+    name = said.get("name") or said.get("resourceId", "").rpartition("/")[2] or said.get("clientId", "")
+    spec = "system" if said["type"] == "system" else "user:" + name
+    resource_id = compute["resourceId"] if said["type"] == "system" else (
+        "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
+        % (compute["subscriptionId"], compute["resourceGroupName"], name))
+    return {"type": said["type"], "clientId": said.get("clientId") or guid(compute["vmId"], spec, "client"),
+            "objectId": said.get("objectId") or guid(compute["vmId"], spec, "object"),
+            "resourceId": said.get("resourceId") or resource_id}
+
+
+def check_load_balancer(document: "Mapping[str, Any]") -> None:
+    """Raise ValueError unless this is the document of a load balancer."""
+    rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
+    for name in LOAD_BALANCER:
+        for rule in check(rules.get(name, []), list, "loadbalancer." + name):
+            check(rule, dict, "loadbalancer." + name)
+
+
+def check_attested(document: "Mapping[str, Any]") -> None:
+    """Raise ValueError unless this is an attested document."""
+    for name in ("encoding", "signature"):
+        check(document.get(name), str, "attested." + name)
+
+
+CHECKS: "Dict[str, Callable[[Mapping[str, Any]], None]]" = {
+    "scheduledevents": check_events, "identity": check_identity, "loadbalancer": check_load_balancer,
+    "attested": check_attested,
+}
+
+
+def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """A load balancer's document in the order of the wire."""
+    def ordered(node: "Mapping[str, Any]", names: "Iterable[str]") -> "Dict[str, Any]":
+        return {name: node[name] for name in list(names) + [more for more in node if more not in names] if name in node}
+
+    document = document.get("loadbalancer", document)
+    rules = {name: [ordered(rule, row) for rule in document.get(name, [])] for name, row in LOAD_BALANCER.items()}
+    return ordered(dict(document, **rules), LOAD_BALANCER)
+
+
+def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """A public load balancer before the first address of a VM."""
+    addresses = [address for interface in instance["network"]["interface"]
+                 for address in interface["ipv4"]["ipAddress"]]
+    both = {"frontendIpAddress": "203.0.113.10",
+            "privateIpAddress": addresses[0]["privateIpAddress"] if addresses else "10.0.0.4"}
+    return {"publicIpAddresses": [both], "outboundRules": [both],
+            "inboundRules": [dict(both, protocol="tcp", frontendPort=443, backendPort=8443)]}
+
+
+# --- changes, differences, misspellings
 
 def merge_patch(target: "Any", patch: "Any") -> "Any":
     """Return ``target`` changed by a JSON merge patch (RFC 7386); neither of the two is altered."""
@@ -908,332 +1167,504 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
     return result
 
 
-def assign(document: "Dict[str, Any]", name: str, text: str) -> None:
-    """Set the value called ``name`` ("compute.vmSize", "network.interface.0.macAddress") of a complete
-    document; an object or a list is given as JSON. Raises ValueError for a name that is not there."""
-    path = name.replace(".", "/").strip("/")
-    if not path:
+def change(instance: "Mapping[str, Any]", patch: "Any") -> "Dict[str, Any]":
+    """A complete instance document changed by a merge patch, and complete again. Raises ValueError."""
+    check_plain(patch, "the patch")
+    changed = merge_patch(instance, patch)
+    compute = patch.get("compute") if isinstance(patch, dict) else None
+    return _completed(changed, compute if isinstance(compute, dict) else ())
+
+
+def _completed(changed: "Any", names: "Iterable[str]") -> "Dict[str, Any]":
+    """``changed``, complete again; ``names``: the fields of ``compute`` that were changed. Of ``tags`` and ``tagsList``
+    the one that was not is made from the other."""
+    for one, other in (("tags", "tagsList"), ("tagsList", "tags")):
+        if one in names and other not in names and isinstance(changed["compute"], dict):
+            changed["compute"].pop(other, None)
+    return complete(changed)
+
+
+def assign(instance: "Mapping[str, Any]", name: str, text: str) -> "Dict[str, Any]":
+    """Return a complete instance document with the value called ``name`` ("compute.vmSize",
+    "network.interface.0.macAddress") set; an object or a list is given as JSON. Raises ValueError for a name
+    that is not there."""
+    import copy
+
+    names = [part for part in name.replace(".", "/").split("/") if part]
+    if not names:
         raise ValueError("which value is to be set to %r?" % text)
-    parent, _, last = path.rpartition("/")
+    changed = copy.deepcopy(dict(instance))
     try:
-        old = resolve(document, path)
-    except NotFound:
-        nearest = (suggest(document, path) or "").replace("/", ".")
-        raise ValueError("there is no %r%s" % (name, "; did you mean %s?" % nearest if nearest else "")) from None
-    value = text  # type: Any
+        parent, old = find(changed, names[:-1]), find(changed, names)
+    except KeyError:
+        raise ValueError(_no_such_value(instance, name, names)) from None
+    value: "Any" = text
     if isinstance(old, (dict, list)):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, type(old)):
-            raise ValueError("%s is %s: give it as JSON, or set a value in it" % (name, _kind(old)))
-    node = resolve(document, parent)
-    node[int(last) if isinstance(node, list) else last] = value
+            raise ValueError("%s is %s: give it as JSON, or set a value in it" % (name, kind_of(old)))
+    parent[int(names[-1]) if isinstance(parent, list) else names[-1]] = value
+    return _completed(changed, names[1:2])
 
 
-def _known(name: str, names: "Iterable[str]", kind: str) -> str:
-    """``name``, if it is one of ``names``; else a ValueError that suggests the right one."""
-    if isinstance(name, str) and name in names:
-        return name
-    import difflib
-
-    nearest = difflib.get_close_matches(str(name).lower(), {known.lower(): known for known in names}, n=1, cutoff=0.5)
-    right = [known for known in names if known.lower() in nearest]
-    raise ValueError("there is no %s %r; %s" % (
-        kind, name, "did you mean %s?" % right[0] if right else "there are " + ", ".join(names)))
-
-
-def parse_time(text: str) -> "Optional[float]":
-    """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
-    an empty one. Raises ValueError."""
-    import calendar
-    import email.utils
-
-    if not text:
-        return None
-    parsed = email.utils.parsedate_tz(text)
-    if parsed:
-        return email.utils.mktime_tz(parsed)
-    found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)[T ](\d\d):?(\d\d)(?::?(\d\d)(?:\.\d+)?)?"
-                     r"(?:Z|([+-])(\d\d):?(\d\d))?\Z", text)
-    if not found:
-        raise ValueError("%r is not a time" % text)
-    sign, hours, minutes = found.group(7), int(found.group(8) or 0), int(found.group(9) or 0)
-    offset = (hours * 3600 + minutes * 60) * (-1 if sign == "-" else 1)
-    return calendar.timegm(tuple(int(number or 0) for number in found.groups()[:6]) + (0, 0, 0)) - offset
-
-
-def _http_date(seconds: float) -> str:
-    from email.utils import formatdate
-
-    return formatdate(int(seconds), usegmt=True)
-
-
-def guid(*words: str) -> str:
-    """A GUID made of ``words``, the same each time."""
-    import uuid
-
-    return str(uuid.uuid5(uuid.UUID(DEFAULT_TENANT), "/".join(words)))
-
-
-# --- whole VMs: what more than the instance document a file may hold
-
-def split_document(document: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """The parts of a document: of a whole VM, or of one that is an instance document only. A part that is
-    not there is None, an instance {}. Raises ValueError."""
-    if not isinstance(document, dict):
-        raise ValueError("instance must be an object, not " + _kind(document))
-    parts = dict.fromkeys(PARTS)  # type: Dict[str, Any]
-    parts.update(document if set(PARTS).intersection(document) else {"instance": document})
-    parts["instance"] = {} if parts["instance"] is None else parts["instance"]
-    try:
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError("it can't be written as JSON: %s" % error) from None
-    unknown = sorted(set(parts).difference(PARTS))
-    if unknown:
-        raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
-    for name in PARTS[1:]:
-        if parts[name] is not None:
-            _check(parts[name], dict, name)
-    events, identity = parts["scheduledevents"] or {}, parts["identity"] or {}
-    _check(events.get("DocumentIncarnation", 1), int, "scheduledevents.DocumentIncarnation")
-    for at, event in enumerate(_check(events.get("Events", []), list, "scheduledevents.Events")):
-        where = "scheduledevents.Events.%d" % at
-        _check(event, dict, where)
-        _known(_check(event.get("EventType"), str, where + ".EventType"), EVENT_TYPES, "EventType")
-        for field, kind, default in EVENT_FIELDS:
-            _check(event.get(field, default), kind, where + "." + field)
-        parse_time(event.get("NotBefore", ""))
-        for resource in event.get("Resources", []):
-            _check(resource, str, where + ".Resources")
-        _known(event.get("EventStatus", "Scheduled"), ("Scheduled", "Started"), "EventStatus")
-        if not event.get("EventId") or event["EventId"] in [other["EventId"] for other in events["Events"][:at]]:
-            raise ValueError("%s.EventId must be there, and once only" % where)
-    _check(identity.get("tenantId", ""), str, "identity.tenantId")
-    check_identities(_check(identity.get("identities", []), list, "identity.identities"))
-    rules = _check((parts["loadbalancer"] or {}).get("loadbalancer", parts["loadbalancer"] or {}), dict, "loadbalancer")
-    for name in LOAD_BALANCER:
-        for rule in _check(rules.get(name, []), list, "loadbalancer." + name):
-            _check(rule, dict, "loadbalancer." + name)
-    for field in ("encoding", "signature") if parts["attested"] else ():
-        _check(parts["attested"].get(field), str, "attested." + field)
-    return parts
-
-
-def _check(node: "Any", kind: type, path: str) -> "Any":
-    """``node``, if it is of a type; else a ValueError that names its path."""
-    if not isinstance(node, kind) or isinstance(node, bool):
-        names = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
-        raise ValueError("%s must be %s, not %s" % (path, names[kind], _kind(node)))
-    return node
-
-
-def check_identities(identities: "Iterable[Any]") -> "List[Any]":
-    """The identities as a list, or a ValueError: each is "system", "user:NAME", or a dict of IDENTITY_FIELDS."""
-    checked = list(identities)
-    for identity in checked:
-        if isinstance(identity, dict):
-            for field in IDENTITY_FIELDS:
-                _check(identity.get(field), str, "identity." + field)
-        elif identity != "system" and not re.match("user:.", str(identity)):
-            raise ValueError("an identity is 'system' or 'user:NAME', not %r" % identity)
-    return checked
-
-
-def balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """A load balancer's document in the order of the wire."""
-    document = document.get("loadbalancer", document)
-    rules = {name: [_in_order(rule, fields) for rule in document.get(name, [])]
-             for name, fields in LOAD_BALANCER.items()}
-    return _in_order(dict(document, **rules), tuple(LOAD_BALANCER))
-
-
-def _in_order(node: "Mapping[str, Any]", names: "Sequence[str]") -> "Dict[str, Any]":
-    """``node`` with ``names`` first, and then what else it has."""
-    return {name: node[name] for name in list(names) + [more for more in node if more not in names] if name in node}
-
-
-def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """A public load balancer before the first address of a VM."""
-    addresses = [address for interface in instance["network"]["interface"]
-                 for address in interface["ipv4"]["ipAddress"]]
-    both = {"frontendIpAddress": "203.0.113.10",
-            "privateIpAddress": addresses[0]["privateIpAddress"] if addresses else "10.0.0.4"}
-    return {"publicIpAddresses": [both], "outboundRules": [both],
-            "inboundRules": [dict(both, protocol="tcp", frontendPort=443, backendPort=8443)]}
-
-
-def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """Return a whole VM with stand-ins of the same form for what says whose it is: the same one for the
-    same value, wherever it stands. The attested document is left out: its signature can't be redacted."""
-    numbers = {}  # type: Dict[Tuple[str, str], int]
-    pattern = re.compile("|".join("(?P<%s>%s)" % row for row in FOUND_ANYWHERE), re.I)
-    known = {"instance." + re.sub("/0(?=/|$)", "", path).replace("/", ".") for path in walk(template(NEWEST))}
-
-    def stand_in(kind: str, value: str) -> str:
-        form = STAND_INS[kind]
-        if not value or "%" not in form:
-            return value and form
-        same_kind = [number for (other, _), number in numbers.items() if other == kind]
-        number = numbers.setdefault((kind, value.lower()), len(same_kind) + 1)
-        text = form % (number if form.count("%") == 1 else divmod(number, 256))
-        return text.upper() if kind == "guid" and value.isupper() else text
-
-    def name(value: str) -> str:
-        """web_1, web00000A and web_OsDisk_1_HEX keep the form of what comes after web."""
-        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,4}|000[0-9A-Z]{3})(_([0-9a-f]{32}))?\Z", value, re.S)
-        if not found:
-            return stand_in("name", value)
-        unique = "_" + stand_in("hex", found.group(4)) if found.group(4) else ""
-        return stand_in("name", found.group(1)) + found.group(2) + unique
-
-    def resource_id(value: str) -> str:
-        """A type and a name in turn; "providers" is followed by a namespace, which is public."""
-        words, at = value.split("/"), 0
-        while at + 1 < len(words):
-            kind, after = words[at].lower(), words[at + 1]
-            if not kind:
-                at += 1
-                continue
-            if kind == "subscriptions":
-                words[at + 1] = stand_in("guid", after)
-            elif kind == "virtualmachines" and re.match(r"\d{1,4}\Z", after):
-                pass  # the number of a scale set's instance
-            elif after and kind not in ("providers", "versions"):
-                words[at + 1] = name(after)
-            at += 2
-        return "/".join(words)
-
-    def found_anywhere(found: "Any") -> str:
-        kind, value = str(found.lastgroup), str(found.group())
-        return resource_id(value) if kind == "id" else stand_in(kind, value)
-
-    def clean(node: "Any", path: str) -> "Any":
-        if isinstance(node, dict):
-            return {key: clean(child, path + "." + key if path else key) for key, child in node.items()}
+def _no_such_value(instance: "Any", name: str, names: "List[str]") -> str:
+    """Why ``name`` can't be set, and what could be."""
+    for end in range(len(names) - 1, 0, -1):
+        try:
+            node = find(instance, names[:end])
+        except KeyError:
+            continue
         if isinstance(node, list):
-            return [clean(child, path) for child in node]
-        kind = REDACTED.get(path)
-        if not isinstance(node, str) or not node or kind == "":
-            return node
-        if kind == "name":
-            return name(node)
-        if kind == "file":
-            return "/".join(word if word in PUBLIC_FOLDERS else name(word) for word in node.split("/"))
-        if kind == "tags":
-            pairs = [pair.partition(":") for pair in node.split(";")]
-            return ";".join(stand_in("tag", tag) + colon + stand_in("value", value) for tag, colon, value in pairs)
-        if kind == "description" and any(node in texts.values() for *_, texts in EVENT_TYPES.values()):
-            return node
-        if kind or path.startswith("instance.") and path not in known:
-            return stand_in(kind or "value", node)
-        return pattern.sub(found_anywhere, node)
-
-    return dict(clean({part: vm[part] for part in PARTS if part in vm and part != "attested"}, ""))
+            path = ".".join(names[:end])
+            return "%s has %d items; to have more, set %s to a list, as JSON" % (path, len(node), path)
+        break
+    nearest = (suggest(instance, "/".join(names)) or "").replace("/", ".")
+    return "there is no %r%s" % (name, "; did you mean %s?" % nearest if nearest else "")
 
 
-def diff(before: "Any", after: "Any", path: str = "") -> "Iterator[Tuple[str, Any, Any]]":
+def misspelled(instance: "Any", shown: "Any" = None, path: str = "") -> "Iterator[Tuple[str, str]]":
+    """Yield (path, the name that was meant) for each field of a document that no table knows, and whose name is
+    nearly a known one."""
+    shown = everything() if shown is None else shown
+    for name, child in children(instance):
+        if isinstance(shown, list):
+            yield from misspelled(child, shown[0], path + name + ".")
+        elif name in shown and not isinstance(shown[name], Field):
+            yield from misspelled(child, shown[name], path + name + ".")
+        elif name not in shown:
+            nearest = nearest_of(name, [each for each in shown if each not in instance], 0.75)
+            if nearest:
+                yield path + name, nearest
+
+
+def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str, Any, Any]]":
     """Yield (path, value before, value after) for each place where two documents differ; a value that is
     not there is None."""
     if isinstance(before, list) and isinstance(after, list):
-        before, after = ({str(index): item for index, item in enumerate(items)} for items in (before, after))
+        before, after = dict(children(before)), dict(children(after))
     if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(set(before).union(after)):
-            yield from diff(before.get(name), after.get(name), path + "/" + name if path else name)
+        for name in list(before) + [name for name in after if name not in before]:
+            yield from diff(before.get(name), after.get(name), path=path + "/" + name if path else name)
     elif before != after or type(before) is not type(after):  # True == 1
         yield path, before, after
 
 
-# --- signatures: RSA and DER, as much as a token and an attested document need
+# --- redaction
 
-SHA256_WITH_RSA, RSA = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1"
+# Words that the platform itself has given to fields of the kind `word`, in lower case; numbers are public there, too.
+PUBLIC_WORDS = frozenset("""
+    true false linux windows microsoft.compute azurepubliccloud azureusgovernmentcloud azurechinacloud
+    azuregermancloud azurestack none readonly readwrite fromimage empty attach copy restore upload import
+    standard_lrs standard_zrs standardssd_lrs standardssd_zrs premium_lrs premium_zrs premiumv2_lrs ultrassd_lrs local
+    cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low spot deallocate delete edgezone
+    windows_client windows_server rhel_byos rhel_base rhel_eus rhel_sapapps rhel_sapha rhel_basesapapps sles_byos sles
+    sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable running runninguser unknown preprovisionedvm
+    virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
+    """.split() + [each.lower() for each in EVENT_TYPES])
+REGIONS = frozenset("""
+    australiacentral australiacentral2 australiaeast australiasoutheast austriaeast belgiumcentral brazilsouth
+    brazilsoutheast canadacentral canadaeast centralindia centralus centraluseuap chilecentral chinaeast chinaeast2
+    chinaeast3 chinanorth chinanorth2 chinanorth3 denmarkeast eastasia eastus eastus2 eastus2euap francecentral
+    francesouth germanycentral germanynorth germanynortheast germanywestcentral indonesiacentral israelcentral
+    italynorth japaneast japanwest jioindiacentral jioindiawest koreacentral koreasouth malaysiawest mexicocentral
+    newzealandnorth northcentralus northeurope norwayeast norwaywest polandcentral qatarcentral southafricanorth
+    southafricawest southcentralus southeastasia southindia spaincentral swedencentral swedensouth switzerlandnorth
+    switzerlandwest taiwannorth uaecentral uaenorth uksouth ukwest usdodcentral usdodeast usgovarizona usgoviowa
+    usgovtexas usgovvirginia uscentral useast useast2 uswest uswest2 uswest3 westcentralus westeurope westindia westus
+    westus2 westus3""".split())
+# Who publishes images for everybody: what an image of somebody else is called says whose it is.
+PUBLISHERS = frozenset("""
+    almalinux canonical credativ debian kinvolk microsoft-aks microsoft-dsvm microsoftcblmariner microsoftsqlserver
+    microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver openlogic oracle redhat resf suse
+    """.split())
+RESOURCE_TYPES = frozenset("""
+    artifacttypes communitygalleries disks galleries hostgroups hosts images keys loadbalancers locations
+    networkinterfaces offers publicipaddresses publishers resourcegroups secrets sharedgalleries skus snapshots
+    storageaccounts subnets subscriptions userassignedidentities vaults versions virtualmachines
+    virtualmachinescalesets virtualnetworks""".split())
+RESOURCE_PROVIDERS = frozenset(
+    "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
+PUBLIC_FOLDERS = frozenset(["", "home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
+VM_SIZE = (r"(?:Basic|Standard)_[A-Z]{1,4}\d{1,4}(?:-\d{1,3})?[a-z]{0,6}"
+           r"(?:_(?:A100|H100|H200|V620|GH200|A10|T4|MI300X|cc|[A-Z]{2}\d{2,4}))?(?:_v\d{1,2})?(?:_Promo)?\Z")
+
+
+def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """Return a whole VM, or an instance document, with stand-ins of the same form for all that no table calls
+    public: the same one for the same value, wherever it stands. The attested document is left out: its signature
+    can't be redacted."""
+    check_plain(vm, "the VM")
+    parts = vm if set(PARTS).intersection(vm) else {"instance": vm}
+    redactor = _Redactor(parts)
+    return {part: redactor.clean(parts[part], everything() if part == "instance" else fields(PARTS[part]))
+            for part in PARTS if part in parts and part != "attested"}
+
+
+class _Redactor:
+    """Stand-ins for the values of one VM: a method for each kind of field, and for what no table knows."""
+
+    def __init__(self, parts: "Mapping[str, Any]") -> None:
+        self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
+        self._networks: "Dict[Any, Any]" = {}  # subnet -> the subnet that takes its place
+        self._next_network = 0x0A100000  # 10.16.0.0
+        for interface in self._interfaces(parts.get("instance")):
+            for subnet in self._list_of(self._dict(interface.get("ipv4")).get("subnet")):
+                self._place(subnet)
+
+    @staticmethod
+    def _dict(node: "Any") -> "Dict[str, Any]":
+        return node if isinstance(node, dict) else {}
+
+    def _list_of(self, node: "Any") -> "List[Dict[str, Any]]":
+        return [self._dict(each) for each in node] if isinstance(node, list) else []
+
+    def _interfaces(self, instance: "Any") -> "List[Dict[str, Any]]":
+        return self._list_of(self._dict(self._dict(instance).get("network")).get("interface"))
+
+    def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
+        """``node`` redacted along a template; None: no table knows it."""
+        if isinstance(node, dict):
+            inner = shown if isinstance(shown, dict) else {}
+            published = str(node.get("publisher", "")).lower() in PUBLISHERS
+            if inner.keys() >= {"address", "prefix"}:
+                self._place(node)
+            return {name if name in inner else self.number("field", name): self.clean(child, inner.get(name), published)
+                    for name, child in node.items()}
+        if isinstance(node, list):
+            item = shown[0] if isinstance(shown, list) else shown if isinstance(shown, Field) else None
+            return [self.clean(child, item, published) for child in node]
+        if node is None or node == "" or isinstance(node, bool):
+            return node
+        if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity in a word
+            return node if node == "system" else "user:" + self.name(node.partition(":")[2].partition(",")[0])
+        kind = shown.kind if isinstance(shown, Field) else "value"
+        if kind == "bool":
+            return node == "true"
+        if kind == "word" and isinstance(node, int):  # a number that the platform made
+            return node
+        if not isinstance(node, str):
+            return int(self.number("number", str(node), "%d"))
+        if kind == "image":
+            public = published or re.match(r"(?:latest|\d+(?:\.\d+){1,4})\Z", node)
+            return node if public else self.number("image", node)
+        return KINDS[kind](self, node)
+
+    def number(self, kind: str, value: str, form: str = "") -> str:
+        """The stand-in of a value: the next number of its kind, in a form."""
+        numbers = self._numbers.setdefault(kind, {})
+        return (form or kind + "%d") % numbers.setdefault(value, len(numbers) + 1)
+
+    def word(self, value: str) -> str:
+        return value if value.lower() in PUBLIC_WORDS or re.match(r"\d{1,20}\Z", value) else self.value(value)
+
+    def value(self, value: str) -> str:
+        return self.number("value", value)
+
+    def tag(self, value: str) -> str:
+        return self.number("tag", value.lower())
+
+    def tags(self, value: str) -> str:
+        pairs = [pair.partition(":") for pair in value.split(";")]
+        return ";".join((tag and self.tag(tag)) + colon + (value and self.value(value)) for tag, colon, value in pairs)
+
+    def region(self, value: str) -> str:
+        """Of a physical zone, "westus-AZ01", the zone stays."""
+        region, dash, zone = value.partition("-")
+        if region.lower().replace(" ", "") in REGIONS and (not dash or re.match(r"AZ\d\d\Z", zone)):
+            return value
+        return self.number("region", region.lower()) + (dash + zone if re.match(r"AZ\d\d\Z", zone) else "")
+
+    def size(self, value: str) -> str:
+        return value if re.match(VM_SIZE, value) else self.value(value)
+
+    def name(self, value: str) -> str:
+        """web_1, web00000A and web_OsDisk_1_HEX keep the form of what comes after web."""
+        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,3}|0000[0-9A-Za-z]{2})(?:_([0-9a-f]{32}))?\Z",
+                         value, re.S)
+        if not found:
+            return self.number("name", value.lower())
+        unique = "_" + self.number("hex", found.group(3), "%032x") if found.group(3) else ""
+        return self.number("name", found.group(1).lower()) + found.group(2) + unique
+
+    def guid(self, value: str) -> str:
+        """In the case that it has; what is no GUID becomes a name."""
+        if not re.match(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z", value):
+            return self.name(value)
+        text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
+        return text.upper() if value.isupper() else text
+
+    def id(self, value: str) -> str:
+        """A resource id is a type and a name in turn; "providers" is followed by a namespace. What does not fit
+        that is a name."""
+        words, at, in_set = value.split("/"), 0, False
+        if words[0]:
+            return self.name(value)
+        while at < len(words):
+            kind = words[at].lower()
+            if kind and kind not in RESOURCE_TYPES and kind != "providers":
+                words[at] = self.name(words[at])
+            elif kind and at + 1 < len(words):
+                at += 1
+                words[at] = words[at] and self._part_of_id(kind, words[at], in_set)
+                in_set = kind == "virtualmachinescalesets"
+            at += 1
+        return "/".join(words)
+
+    def _part_of_id(self, kind: str, name: str, in_set: bool) -> str:
+        public = (kind == "providers" and name.lower() in RESOURCE_PROVIDERS
+                  or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+)*)\Z", name)
+                  or kind == "locations" and name.lower() in REGIONS
+                  or kind == "virtualmachines" and in_set and re.match(r"\d{1,4}\Z", name))
+        return name if public else self.guid(name)
+
+    def url(self, value: str) -> str:
+        return self.number("url", value, "https://redacted.example/%d")
+
+    def file(self, value: str) -> str:
+        return "/".join(word if word in PUBLIC_FOLDERS else self.name(word) for word in value.split("/"))
+
+    def key(self, value: str) -> str:
+        """An SSH key that nobody has."""
+        import base64
+        import hashlib
+
+        words = value.split()
+        secret = hashlib.sha256(self.number("key", " ".join(words[:2])).encode()).digest()
+        blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
+        return "ssh-ed25519 %s redacted" % blob
+
+    def data(self, value: str) -> str:
+        import base64
+
+        return base64.b64encode(self.number("data", value, "redacted %d").encode()).decode()
+
+    def time(self, value: str) -> str:
+        try:
+            return http_date(parse_time(value) or 0)
+        except ValueError:
+            return ""
+
+    def description(self, value: str) -> str:
+        texts = [text for row in EVENT_TYPES.values() for text in row.descriptions.values()]
+        return value if value in texts or value in OBSERVED_DESCRIPTIONS else self.number("description", value)
+
+    def mac(self, value: str) -> str:
+        digits = re.sub("[^0-9A-Fa-f]", "", value).upper()
+        if len(digits) != 12 or len(value) > 17:
+            return self.value(value)
+        text = self.number("mac", digits, "00155D%06X")
+        separator = re.sub("[0-9A-Fa-f]", "", value)[:1]
+        return separator.join(text[at:at + 2] for at in range(0, 12, 2)) if separator else text
+
+    def _place(self, subnet: "Mapping[str, Any]") -> None:
+        """Find the network that takes the place of a subnet: of the same size, and another for each."""
+        import ipaddress
+
+        try:
+            network = ipaddress.IPv4Network("%s/%s" % (subnet.get("address"), subnet.get("prefix")), strict=False)
+        except ValueError:
+            return
+        if network not in self._networks:
+            size = network.num_addresses
+            start = -(-self._next_network // size) * size
+            if start < 0x0B000000 <= start + size - 1:  # 10.0.0.0/8 is full: on in 240.0.0.0/4, which nobody has
+                start = max(0xF0000000, size)
+            self._next_network = start + size
+            self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
+
+    def subnet(self, value: str) -> str:
+        import ipaddress
+
+        for network, stand_in in self._networks.items():
+            try:
+                if network.network_address == ipaddress.ip_address(value):
+                    return str(stand_in.network_address)
+            except ValueError:
+                break
+        return self.address(value)
+
+    def address(self, value: str) -> str:
+        """An address keeps its subnet, or else that it is private, or public; brackets stay."""
+        import ipaddress
+
+        if value[:1] == "[" and value[-1:] == "]":
+            return "[%s]" % self.address(value[1:-1])
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            return self.value(value)
+        if address.version == 6:
+            return self.number("ipv6", str(address), "2001:db8::%x")
+        inside = [each for each in self._networks if address in each]
+        if not inside:
+            number = int(self.number("private" if address.is_private else "public", str(address), "%d"))
+            return ("10.0.%d.%d" if address.is_private else "198.18.%d.%d") % divmod(number, 256)
+        network = max(inside, key=lambda each: each.prefixlen)
+        number = int(self.number("in " + str(network), str(address), "%d")) + 3  # the first that a subnet gives
+        return str(self._networks[network][number % network.num_addresses])
+
+
+KINDS: "Dict[str, Callable[[_Redactor, str], str]]" = {
+    "address": _Redactor.address, "data": _Redactor.data, "description": _Redactor.description,
+    "file": _Redactor.file, "guid": _Redactor.guid, "id": _Redactor.id, "key": _Redactor.key, "mac": _Redactor.mac,
+    "name": _Redactor.name, "region": _Redactor.region, "size": _Redactor.size, "subnet": _Redactor.subnet,
+    "tag": _Redactor.tag, "tags": _Redactor.tags, "time": _Redactor.time, "url": _Redactor.url,
+    "value": _Redactor.value, "word": _Redactor.word,
+}  # besides `image` and `bool`, which need more than the value
+
+
+# ==================================================================================================
+# Room 4: signatures
+#
+# RSA, DER, X.509, PKCS#7 and JWT, as much as a token and an attested document need; knows only the
+# test key and its names. DER is built inside out: each function returns the bytes of one element.
+# All certificates are of the one test key: root, issuing authority and the service's own.
+# ==================================================================================================
+
+SHA256_WITH_RSA, RSA, SHA256 = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1", "2.16.840.1.101.3.4.2.1"
+DATA, SIGNED_DATA = "1.2.840.113549.1.7.1", "1.2.840.113549.1.7.2"
+NAME_TYPES = {"C": ("2.5.4.6", 0x13), "ST": ("2.5.4.8", 0x0c), "L": ("2.5.4.7", 0x0c), "O": ("2.5.4.10", 0x0c),
+              "CN": ("2.5.4.3", 0x0c)}
+AUTHORITY_TIMES = 1577836800, 2493072000  # of root and issuing authority: from 2020 to 2049
+ISSUING_FILE, REVOKED_FILE = "imds-test-issuing-ca.crt", "imds-test-issuing-ca.crl"
+
+
+@functools.lru_cache(maxsize=None)
+def _private_key() -> "Tuple[int, int, int, int, int]":
+    """The primes p and q, what to raise to for each, and 1/q for p."""
+    p, q = TEST_KEY_PRIMES
+    totient = (p - 1) * (q - 1)
+    exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537, for 65537 is a prime
+    return p, q, exponent % (p - 1), exponent % (q - 1), pow(q, p - 2, p)
 
 
 def sign(content: bytes) -> bytes:
     """Sign with the test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
     import hashlib
 
-    exponent, (p, q) = _private_exponent(), TEST_KEY_PRIMES
-    digest = _der(0x30, _algorithm("2.16.840.1.101.3.4.2.1"), _der(0x04, hashlib.sha256(content).digest()))
+    p, q, for_p, for_q, q_inverse = _private_key()
+    digest = _sequence(_algorithm(SHA256), _der(0x04, hashlib.sha256(content).digest()))
     padded = b"\0\1" + b"\xff" * (253 - len(digest)) + b"\0" + digest  # 256 bytes
     number = int.from_bytes(padded, "big")  # one power for each prime is faster than one for their product
-    by_p, by_q = pow(number % p, exponent % (p - 1), p), pow(number % q, exponent % (q - 1), q)
-    return (by_q + (by_p - by_q) * pow(q, p - 2, p) % p * q).to_bytes(256, "big")
+    by_p, by_q = pow(number % p, for_p, p), pow(number % q, for_q, q)
+    return (by_q + (by_p - by_q) * q_inverse % p * q).to_bytes(256, "big")
 
 
-@functools.lru_cache(maxsize=None)
-def _private_exponent() -> int:
-    totient = (TEST_KEY_PRIMES[0] - 1) * (TEST_KEY_PRIMES[1] - 1)
-    return (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537, for 65537 is a prime
+def modulus() -> bytes:
+    """The public half of the test key, with the exponent 65537."""
+    return (TEST_KEY_PRIMES[0] * TEST_KEY_PRIMES[1]).to_bytes(256, "big")
 
 
-def certificate(name: str, names: "Sequence[str]", issuer: str, start: float, end: float) -> bytes:
-    """An X.509 certificate, DER, of the test key: for ``name`` and the DNS ``names``, or, without them,
-    of an authority. Times in seconds since 1970."""
-    import hashlib
-
-    if names:
-        constraints = _der(0x30)
-        more = [
-            _extension("2.5.29.15", _der(0x03, b"\x05\xa0")),  # digitalSignature, keyEncipherment
-            # serverAuth and clientAuth as observed; emailProtection, for openssl takes nothing else for CMS
-            _extension("2.5.29.37", _der(0x30, *[_oid("1.3.6.1.5.5.7.3.%d" % use) for use in (1, 2, 4)])),
-            _extension("2.5.29.17", _der(0x30, *[_der(0x82, each.encode()) for each in names])),
-        ]
-    else:
-        constraints = _der(0x30, _der(0x01, b"\xff"))
-        more = [_extension("2.5.29.15", _der(0x03, b"\x01\x06"))]  # keyCertSign, cRLSign
-    key = _der(0x30, _integer(TEST_KEY_PRIMES[0] * TEST_KEY_PRIMES[1]), _integer(65537))
-    key_id = hashlib.sha256(key).digest()[:20]
-    more += [_extension("2.5.29.14", _der(0x04, key_id)), _extension("2.5.29.35", _der(0x30, _der(0x80, key_id)))]
-    to_be_signed = _der(
-        0x30, _der(0xa0, _integer(2)), _integer(_serial(name, start)), _algorithm(SHA256_WITH_RSA), _name(issuer),
-        _der(0x30, _time(start), _time(end)), _name(name),
-        _der(0x30, _algorithm(RSA), _der(0x03, b"\0" + key)),
-        _der(0xa3, _der(0x30, _extension("2.5.29.19", constraints, critical=True), *more)))
-    return _der(0x30, to_be_signed, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(to_be_signed)))
-
-
-@functools.lru_cache(maxsize=None)
-def test_ca() -> str:
-    """The certificate of the authority behind the emulator's attested documents, as PEM."""
+def base64url(data: bytes) -> str:
+    """Base64 for URLs, without its padding (RFC 7515)."""
     import base64
 
-    from_2020, to_2049 = 1577836800, 2493072000
-    text = base64.b64encode(certificate(TEST_CA_NAME, (), TEST_CA_NAME, from_2020, to_2049)).decode()
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def jwt(claims: str) -> str:
+    """A JWT (RFC 7519) of ``claims``, which are JSON, signed with RS256."""
+    header = '{"typ":"JWT","alg":"RS256","x5t":"%s","kid":"%s"}' % (TEST_KEY_ID, TEST_KEY_ID)
+    signed = base64url(header.encode()) + "." + base64url(claims.encode())
+    return signed + "." + base64url(sign(signed.encode()))
+
+
+# --- certificates
+
+def root_certificate() -> bytes:
+    """The certificate of the authority that a verifier must trust, DER."""
+    return _authority(TEST_ROOT_NAME, TEST_ROOT_NAME)
+
+
+def issuing_certificate() -> bytes:
+    """The certificate of the authority that signs the service's own, DER: what CA Issuers leads to."""
+    return _authority(TEST_ISSUER_NAME, TEST_ROOT_NAME)
+
+
+@functools.lru_cache(maxsize=None)
+def _authority(subject: str, issuer: str) -> bytes:
+    return _certificate(subject, issuer, AUTHORITY_TIMES[0], AUTHORITY_TIMES[1], [
+        _extension("2.5.29.19", _sequence(_boolean(True)), critical=True),
+        _extension("2.5.29.15", _der(0x03, b"\x01\x06"), critical=True)])  # keyCertSign, cRLSign
+
+
+@functools.lru_cache(maxsize=16)
+def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base: str) -> bytes:
+    """The certificate of the service, DER, as it was seen in 2026: for the DNS ``names``, the last of which is its
+    common name. ``base``: where its issuer, and what that revoked, can be fetched."""
+    def url(tag: int, path: str) -> bytes:
+        return _der(tag, (base + "/" + path).encode())
+
+    return _certificate(SERVICE_NAME + names[-1], issuer, start, start + CERTIFICATE_SECONDS, [
+        _extension("2.5.29.15", _der(0x03, b"\x05\xa0"), critical=True),  # digitalSignature, keyEncipherment
+        _extension("2.5.29.37", _sequence(_oid("1.3.6.1.5.5.7.3.1"))),  # serverAuth
+        _extension("2.5.29.19", _sequence(), critical=True),
+        _extension("2.5.29.17", _sequence(*[_der(0x82, name.encode()) for name in names])),
+        _extension("1.3.6.1.5.5.7.1.1", _sequence(
+            _sequence(_oid("1.3.6.1.5.5.7.48.2"), url(0x86, ISSUING_FILE)),
+            _sequence(_oid("1.3.6.1.5.5.7.48.1"), url(0x86, "ocsp")))),
+        _extension("2.5.29.31", _sequence(_sequence(_explicit(0, _explicit(0, url(0x86, REVOKED_FILE))))))])
+
+
+def _certificate(subject: str, issuer: str, start: float, end: float, extensions: "List[bytes]") -> bytes:
+    """An X.509 certificate of the test key, DER. Times in seconds since 1970."""
+    key = _sequence(_integer(int.from_bytes(modulus(), "big")), _integer(65537))
+    return _signed(
+        _explicit(0, _integer(2)), _integer(_serial(subject, start)), _algorithm(SHA256_WITH_RSA), _name(issuer),
+        _sequence(_time(start), _time(end)), _name(subject),
+        _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)),
+        _explicit(3, _sequence(*extensions + [_extension("2.5.29.14", _der(0x04, _key_id())), _authority_key()])))
+
+
+@functools.lru_cache(maxsize=4)
+def revocation_list(start: int) -> bytes:
+    """The list, DER, of the certificates that the issuing authority revoked: none. It is good for a week."""
+    return _signed(
+        _integer(1), _algorithm(SHA256_WITH_RSA), _name(TEST_ISSUER_NAME), _time(start), _time(start + 7 * 86400),
+        _explicit(0, _sequence(_authority_key(), _extension("2.5.29.20", _integer(start)))))
+
+
+def _signed(*parts: bytes) -> bytes:
+    """What a certificate and a list of revoked ones have in common: content, algorithm, signature."""
+    content = _sequence(*parts)
+    return _sequence(content, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(content)))
+
+
+def pem(certificate: bytes) -> str:
+    """A certificate as text."""
+    import base64
+
+    text = base64.b64encode(certificate).decode()
     lines = [text[at:at + 64] for at in range(0, len(text), 64)]
     return "\n".join(["-----BEGIN CERTIFICATE-----"] + lines + ["-----END CERTIFICATE-----", ""])
 
 
-def signed_data(content: bytes, signature: bytes, signer: bytes, name: str, issuer: str, start: float) -> bytes:
-    """PKCS#7 SignedData, DER, as the service was seen to write it: the content inside, no signed
-    attributes, sha256WithRSAEncryption as the digest's algorithm, and only the signer's certificate."""
-    info = _der(0x30, _integer(1), _der(0x30, _name(issuer), _integer(_serial(name, start))),
-                _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(0x04, signature))
-    return _der(0x30, _oid("1.2.840.113549.1.7.2"), _der(0xa0, _der(
-        0x30, _integer(1), _der(0x31, _algorithm(SHA256_WITH_RSA)),
-        _der(0x30, _oid("1.2.840.113549.1.7.1"), _der(0xa0, _der(0x04, content))),
-        _der(0xa0, signer), _der(0x31, info))))
+# --- PKCS#7
+
+def signed_data(content: bytes, signature: bytes, signer: bytes, subject: str, issuer: str, start: float) -> bytes:
+    """PKCS#7 SignedData, DER, as the service was seen to write it: the content inside, no signed attributes,
+    sha256WithRSAEncryption as the digest's algorithm, and only the signer's certificate."""
+    info = _sequence(_integer(1), _sequence(_name(issuer), _integer(_serial(subject, start))),
+                     _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(0x04, signature))
+    return _sequence(_oid(SIGNED_DATA), _explicit(0, _sequence(
+        _integer(1), _set(_algorithm(SHA256_WITH_RSA)), _sequence(_oid(DATA), _explicit(0, _der(0x04, content))),
+        _explicit(0, signer), _set(info))))
 
 
 def signed_content(data: bytes) -> bytes:
     """The content of a PKCS#7 SignedData. Its signature is not looked at. Raises ValueError."""
     try:
-        content_info = _children(_children(data)[0][1])
-        signed = _children(_children(content_info[1][1])[0][1])
-        wrapped = _children(_children(signed[2][1])[1][1])
-        return wrapped[0][1]
+        content_info = _elements(_elements(data)[0][1])
+        signed = _elements(_elements(content_info[1][1])[0][1])
+        return _elements(_elements(signed[2][1])[1][1])[0][1]
     except (IndexError, ValueError):
         raise ValueError("not a PKCS#7 SignedData") from None
 
 
-def _base64url(data: bytes) -> str:
-    import base64
-
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
+# --- DER
 
 def _der(tag: int, *parts: bytes) -> bytes:
     content = b"".join(parts)
@@ -1244,19 +1675,20 @@ def _der(tag: int, *parts: bytes) -> bytes:
     return bytes([tag, 128 | len(octets)]) + octets + content
 
 
-def _children(data: bytes) -> "List[Tuple[int, bytes]]":
-    """The elements that stand one after another in DER: their tags and contents."""
-    elements, at = [], 0
-    while at < len(data):
-        tag, size, at = data[at], data[at + 1], at + 2
-        if size >= 128:
-            octets = size & 127
-            size, at = int.from_bytes(data[at:at + octets], "big"), at + octets
-        if at + size > len(data):
-            raise ValueError("cut off")
-        elements.append((tag, data[at:at + size]))
-        at += size
-    return elements
+def _sequence(*parts: bytes) -> bytes:
+    return _der(0x30, *parts)
+
+
+def _set(*parts: bytes) -> bytes:
+    return _der(0x31, *parts)
+
+
+def _explicit(number: int, *parts: bytes) -> bytes:
+    return _der(0xa0 + number, *parts)
+
+
+def _boolean(value: bool) -> bytes:
+    return _der(0x01, b"\xff" if value else b"\0")
 
 
 def _integer(number: int) -> bytes:
@@ -1276,15 +1708,21 @@ def _oid(dotted: str) -> bytes:
 
 
 def _algorithm(dotted: str) -> bytes:
-    return _der(0x30, _oid(dotted), _der(0x05))
+    return _sequence(_oid(dotted), _der(0x05))
 
 
-def _name(common_name: str) -> bytes:
-    return _der(0x30, _der(0x31, _der(0x30, _oid("2.5.4.3"), _der(0x0c, common_name.encode()))))
+def _name(text: str) -> bytes:
+    """A distinguished name: "C=US,O=...,CN=..."."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    return _sequence(*[_set(_sequence(_oid(NAME_TYPES[key][0]), _der(NAME_TYPES[key][1], value.encode())))
+                       for key, _, value in pairs])
 
 
 def _time(seconds: float) -> bytes:
-    return _der(0x17, time.strftime("%y%m%d%H%M%SZ", time.gmtime(seconds)).encode())
+    """UTCTime until 2049, GeneralizedTime after it (RFC 5280)."""
+    moment = time.gmtime(seconds)
+    stamp = "%04d%02d%02d%02d%02d%02dZ" % moment[:6]
+    return _der(0x17, stamp[2:].encode()) if 1950 <= moment[0] < 2050 else _der(0x18, stamp.encode())
 
 
 def _serial(name: str, start: float) -> int:
@@ -1293,53 +1731,78 @@ def _serial(name: str, start: float) -> int:
     return int.from_bytes(hashlib.sha256(b"%s %d" % (name.encode(), start)).digest()[:15], "big") | 1
 
 
+@functools.lru_cache(maxsize=None)
+def _key_id() -> bytes:
+    import hashlib
+
+    return hashlib.sha256(modulus()).digest()[:20]
+
+
+def _authority_key() -> bytes:
+    return _extension("2.5.29.35", _sequence(_der(0x80, _key_id())))
+
+
 def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
-    return _der(0x30, _oid(dotted), _der(0x01, b"\xff") if critical else b"", _der(0x04, value))
+    return _sequence(_oid(dotted), _boolean(True) if critical else b"", _der(0x04, value))
+
+
+def _elements(data: bytes) -> "List[Tuple[int, bytes]]":
+    """The elements that stand one after another in DER: their tags and contents."""
+    found, at = [], 0
+    while at < len(data):
+        tag, size, at = data[at], data[at + 1], at + 2
+        if size >= 128:
+            octets = size & 127
+            size, at = int.from_bytes(data[at:at + octets], "big"), at + octets
+        if at + size > len(data):
+            raise ValueError("cut off")
+        found.append((tag, data[at:at + size]))
+        at += size
+    return found
 
 
 # ==================================================================================================
-# Room 3: service
+# Room 5: service
 #
-# One request in, one response out; knows the core. It opens no socket, starts no thread, and asks the
-# time of whoever made it. The rules of the service stand in Service._answer, in the order in which they apply.
+# One request in, one response out; knows documents and signatures. It opens no socket, starts no thread,
+# and asks the time of whoever made it. The rules of the service stand in Service._answer, in the order in
+# which they apply; each refusal is a row of REFUSALS. What an answer is made of is kept until it changes:
+# views and pages of the document, the list of events as text, signed tokens.
 # ==================================================================================================
 
 # verb: str; target: str, path and query as sent; headers: names in lower case -> value, where a
-# repeated header's values are joined by commas; body: bytes.
-Request = collections.namedtuple("Request", "verb target headers body")
+# repeated header's values are joined by commas; body: bytes; version: of HTTP, str.
+Request = collections.namedtuple("Request", "verb target headers body version")
+Request.__new__.__defaults__ = (b"", "HTTP/1.1")  # namedtuple takes defaults from Python 3.7 on
 
-# status: int; headers: list of (name, value), in order; body: bytes; note: str, why it was refused.
-Response = collections.namedtuple("Response", "status headers body note")
+# status: int; headers: list of (name, value), in order; body: bytes; rule: the key of REFUSALS, or None; repeats:
+# whether the same request would be answered the same, but for Date and x-ms-request-id, as long as nothing changes.
+Response = collections.namedtuple("Response", "status headers body rule repeats")
 
-# A target taken apart. path: its names; endpoint: the key of ENDPOINTS that they begin with, or None;
-# query: dict; problem: the key of REFUSALS that the target itself deserves, or None; page: what it
-# shows of an instance document, the same for targets that show the same.
-Target = collections.namedtuple("Target", "path endpoint query problem page")
+# A target taken apart. names: of its path; endpoint: the key of ENDPOINTS that they begin with, or None; rest: the
+# names below it; query: dict; problem: the key of REFUSALS that the target itself deserves, or None.
+Target = collections.namedtuple("Target", "names endpoint rest query problem")
 
 
 @functools.lru_cache(maxsize=256)
 def parse_target(target: str) -> "Target":
-    """Take a request's target apart: percent-decoded once, without doubled slashes and dots, so that
-    ".." never leaves the tree."""
+    """Take a request's target apart: percent-decoded once, without doubled slashes. Dots are names like any other,
+    for the service does not resolve them (observed)."""
     # Servers have to accept the form for proxies, too: http://HOST/PATH.
     raw_path, _, raw_query = re.sub("^http://[^/?]*", "", target, flags=re.I).partition("?")
-    names, query, problem = [], {}, None  # type: List[str], Dict[str, str], Optional[str]
+    query, problem = {}, None  # type: Dict[str, str], Optional[str]
     try:
-        for name in _decode(raw_path).split("/"):
-            if name == "..":
-                del names[-1:]
-            elif name not in ("", "."):
-                names.append(name)
+        names = tuple(filter(None, _decode(raw_path).split("/")))
         for pair in filter(None, raw_query.split("&")):
             name, _, value = (_decode(part) for part in pair.replace("+", " ").partition("="))
             problem = "duplicate" if name in query else problem
             query[name] = value
     except ValueError:
-        names, problem = names or list(filter(None, raw_path.split("/"))), "target"
-    below = "/".join(names[1:]) + "/"
-    endpoint = next((known for known in ENDPOINTS if below.startswith(known + "/")), None)
-    page = query.get("api-version"), query.get("extended", "").lower() == "true", tuple(names), query.get("format")
-    return Target(tuple(names), endpoint if names[:1] == ["metadata"] else None, query, problem, page)
+        names, problem = tuple(filter(None, raw_path.split("/"))), "target"
+    for size in (2, 3, 4) if names[:1] == ("metadata",) else ():
+        if "/".join(names[1:size]) in ENDPOINTS:
+            return Target(names, "/".join(names[1:size]), names[size:], query, problem)
+    return Target(names, None, names[1:], query, problem)
 
 
 def _decode(text: str) -> str:
@@ -1349,12 +1812,18 @@ def _decode(text: str) -> str:
     return decoded
 
 
-class _Refusal(Exception):
+class Rejection(Exception):
     """The row of REFUSALS with the key ``rule`` applies; ``value`` is what its body speaks of."""
 
     def __init__(self, rule: str, value: str = "") -> None:
         super().__init__(rule)
         self.rule, self.value = rule, value
+
+
+def is_local(host: str, names: "Iterable[str]") -> bool:
+    """Whether a Host header is an address, or one of ``names``: no other web site's name leads to one of these."""
+    name = re.sub(r":\d*\Z", "", host).lower()
+    return name in names or bool(re.match(r"\d{1,3}(?:\.\d{1,3}){3}\Z|\[[0-9a-f:.]+(?:%\w+)?\]\Z", name))
 
 
 class _Bucket:
@@ -1366,7 +1835,7 @@ class _Bucket:
 
     def take(self, now: float) -> bool:
         self.tokens = min(self.size, self.tokens + max(0, now - self.when) * self.rate)
-        self.when = now
+        self.when = max(now, self.when)  # a clock that steps back and forth must not fill it
         if self.tokens < 1:
             return False
         self.tokens -= 1
@@ -1376,401 +1845,452 @@ class _Bucket:
 class _Event:
     """A scheduled event. Times in seconds since 1970; ``started`` is None until it has."""
 
-    def __init__(
-        self, event_id: str, kind: str, resources: "List[str]", source: str, description: str, duration: int,
-        not_before: float, lasts: float, cancelled: float = float("inf"), started: "Optional[float]" = None,
-        replayed: bool = False,
-    ) -> None:
-        self.id, self.kind, self.resources, self.source = event_id, kind, resources, source
-        self.description, self.duration, self.not_before = description, duration, not_before
-        self.lasts, self.cancelled, self.started = lasts, cancelled, started
-        self.starts = float("inf") if replayed else not_before  # by itself
+    def __init__(self, shown: "Dict[str, Any]", *, starts: float, cancelled: float, lasts: float) -> None:
+        self.shown, self.starts, self.cancelled, self.lasts = shown, starts, cancelled, lasts
+        self.started: "Optional[float]" = None
 
     def next_change(self) -> float:
         """When it starts, is cancelled, or is gone."""
         return min(self.starts, self.cancelled) if self.started is None else self.started + self.lasts
 
-    def fields(self) -> "Dict[str, Any]":
-        return {
-            "EventId": self.id, "EventStatus": "Scheduled" if self.started is None else "Started",
-            "EventType": self.kind, "ResourceType": "VirtualMachine", "Resources": self.resources,
-            "NotBefore": _http_date(self.not_before) if self.started is None else "",
-            "Description": self.description, "EventSource": self.source, "DurationInSeconds": self.duration,
-        }
+    def start(self, now: float) -> None:
+        self.started = now
+        self.shown.update(EventStatus="Started", NotBefore="")
 
 
-class _Events:
+class Events:
     """The list of scheduled events: Scheduled, then Started by approval or when NotBefore comes, then gone.
-    Each change of the list makes a new incarnation."""
 
-    def __init__(self, document: "Mapping[str, Any]", now: float) -> None:
-        self.incarnation, self.events = document.get("DocumentIncarnation", 1), []  # type: int, List[_Event]
-        for event in document.get("Events", []):
-            fields = dict([(name, default) for name, _, default in EVENT_FIELDS], **event)
-            not_before, kind = parse_time(fields["NotBefore"]) or 0, fields["EventType"]
-            self.events.append(_Event(
-                fields["EventId"], kind, list(fields["Resources"]), fields["EventSource"], fields["Description"],
-                fields["DurationInSeconds"], not_before, EVENT_TYPES[kind][3],
-                started=now if fields["EventStatus"] == "Started" else None,
-                replayed=not_before <= now))  # what was recorded some time ago waits for its approval
+    Each change of the list makes a new ``incarnation``. Several VMs may share it. What is due has happened before
+    any method does its work: a heap says when the next change of an event is, and an entry that is out of date is
+    passed over.
+    """
 
-    def settle(self, now: float) -> None:
-        """Let everything happen that is due, each moment in its turn."""
-        while self.events:
-            due = min(event.next_change() for event in self.events)
-            if due > now:
-                return
-            for event in [event for event in self.events if event.next_change() == due]:
-                if event.started is None and event.starts == due:
-                    event.started = due
-                else:
-                    self.events.remove(event)
-            self.incarnation += 1
+    def __init__(self, clock: "Callable[[], float]", document: "Optional[Mapping[str, Any]]" = None) -> None:
+        self._clock, self._document = clock, document or {}
+        self.reset()
 
-    def add(self, event: "_Event") -> None:
-        self.events.append(event)
+    def reset(self) -> None:
+        """Make the list what it was at first."""
+        self.incarnation: int = self._document.get("DocumentIncarnation", 1)
+        self._events: "Dict[str, _Event]" = {}  # by EventId in upper case
+        self._due: "List[Tuple[float, int, _Event]]" = []
+        self._texts: "Dict[Any, str]" = {}
+        now = self._clock()
+        for event in self._document.get("Events", []):
+            not_before, lasts = parse_time(event.get("NotBefore", "")) or 0, EVENT_TYPES[event["EventType"]].lasts
+            shown = {name: event.get(name, list(field.default) if field.type is list else field.default)
+                     for name, field in EVENT_FIELDS.items()}
+            starts = not_before if not_before > now else float("inf")  # what was recorded waits for its approval
+            self._put(_Event(shown, starts=starts, cancelled=float("inf"), lasts=lasts))
+            if shown["EventStatus"] == "Started":
+                self._start(self._events[shown["EventId"].upper()], now)
+
+    def _put(self, event: "_Event") -> None:
+        self._events[event.shown["EventId"].upper()] = event
+        self._remember(event)
+
+    def _remember(self, event: "_Event") -> None:
+        import heapq
+
+        heapq.heappush(self._due, (event.next_change(), id(event), event))
+
+    def _start(self, event: "_Event", now: float) -> None:
+        event.start(now)
+        self._remember(event)
+
+    def _changed(self) -> None:
         self.incarnation += 1
+        self._texts = {}
 
-    def find(self, event_id: str) -> "Optional[_Event]":
-        return next((event for event in self.events if event.id.upper() == event_id.upper()), None)
+    def settle(self) -> float:
+        """Let everything happen that is due, each moment in its turn; return when the next change is."""
+        import heapq
 
-    def cancel(self, event_id: str) -> None:
-        event = self.find(event_id)
-        if event is None:
-            raise ValueError("there is no event %r" % event_id)
-        self.events.remove(event)
-        self.incarnation += 1
+        now, last = self._clock(), None
+        while self._due:
+            when, _, event = self._due[0]
+            if event.next_change() != when or self._events.get(event.shown["EventId"].upper()) is not event:
+                heapq.heappop(self._due)
+                continue
+            if when > now:
+                return when
+            heapq.heappop(self._due)
+            if event.started is None and event.starts == when:
+                self._start(event, when)
+            else:
+                del self._events[event.shown["EventId"].upper()]
+            if when != last:
+                self._changed()
+            last = when
+        return float("inf")
 
-    def approve(self, event_ids: "Iterable[str]", now: float) -> None:
-        waiting = [event for event in map(self.find, event_ids) if event and event.started is None]
-        for event in waiting:
-            event.started = now
-        self.incarnation += bool(waiting)
+    def add(self, shown: "Dict[str, Any]", *, starts: float, cancelled: float, lasts: float) -> None:
+        """Put an event on the list, Scheduled; one whose time has passed starts at once."""
+        self.settle()
+        self._put(_Event(shown, starts=max(starts, self._clock()), cancelled=cancelled, lasts=lasts))
+        self._changed()
 
-    def document(self, version: str, single: bool) -> "Dict[str, Any]":
-        """The list as a version shows it; ``single``: the VM belongs to no scale set."""
-        names = [name for since, added in EVENT_VERSIONS.items() if since <= version for name in added.split()]
-        shown = [event.fields() for event in self.events if EVENT_TYPES[event.kind][0] <= version]
-        for fields in shown:
-            if version == PREVIEW and single:
-                fields["Resources"] = ["_" + name for name in fields["Resources"]]
-        return {"DocumentIncarnation": self.incarnation,
-                "Events": [{name: fields[name] for name in names} for fields in shown]}
-
-
-class Service:
-    """The service of one VM. ``clock`` returns the time in seconds since 1970; the rest is as for
-    Emulator. Raises ValueError for a value that can't be served."""
-
-    def __init__(
-        self, clock: "Callable[[], float]", instance: "Optional[Mapping[str, Any]]" = None, profile: str = "linux",
-        cloud: "Optional[str]" = None, versions: "Optional[Iterable[str]]" = None, as_of: "Optional[str]" = None,
-        rate_limit: "Optional[float]" = None, identities: "Optional[Iterable[str]]" = None,
-        load_balancer: bool = False, attested_flaw: "Optional[str]" = None,
-    ) -> None:
-        if as_of not in (None, "2018"):
-            raise ValueError("as_of must be '2018' or nothing, not %r" % as_of)
-        self.in_2018, self.clock, now = as_of == "2018", clock, clock()
-        parts = split_document(VMS[_known(profile, VMS, "profile")] if instance is None else instance)
-        self.instance = complete(parts["instance"])
-        if cloud is not None:
-            self.instance["compute"]["azEnvironment"] = _known(cloud, CLOUDS, "cloud")
-        served = tuple(VERSIONS)  # type: Sequence[str]
-        if self.in_2018:
-            served = self._cloud()[1]
-        self.event_versions = [version for version in EVENT_VERSIONS if not self.in_2018 or version <= served[-1]]
-        if versions is not None:
-            chosen = [_known(version, served, "api-version") for version in versions]
-            served = [version for version in served if version in chosen]
-        if not served:
-            raise ValueError("versions must name at least one api-version")
-        self.versions = list(served)
-        if rate_limit is None:
-            rate_limit = RATE_LIMIT if self.in_2018 else 0
-        if not 0 <= rate_limit < 1e9:
-            raise ValueError("rate_limit must be 0 (off) or more requests a second, not %r" % rate_limit)
-        self._bucket = _Bucket(rate_limit, now) if rate_limit else None
-        self._identity_bucket = _Bucket(IDENTITY_RATE_LIMIT, now) if rate_limit else None
-        self._identity_requests = 0  # in this turn
-        self.events = _Events(parts["scheduledevents"] or {}, now)
-        self._balanced = parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer
-        self.attested_flaw = attested_flaw and _known(attested_flaw, FLAWS, "flaw")
-        self._recorded = parts["attested"]  # type: Optional[Dict[str, str]]
-        identity = parts["identity"] or {}
-        self.tenant = identity.get("tenantId") or DEFAULT_TENANT
-        self._identities = []  # type: List[Any]
-        self.identities = identity.get("identities", ["system"]) if identities is None else identities
-        self._tokens = {}  # type: Dict[Tuple[str, str], Tuple[float, str]]
-        self._views = {}  # type: Dict[Tuple[str, bool], Dict[str, Any]]
-        self._pages = {}  # type: Dict[Tuple[Any, ...], Tuple[str, bytes]]
-        self._date = None, ""  # type: Tuple[Optional[int], str]
-        self._request_ids = ("%08x-0000-4000-8000-%012x" % (int(now), n) for n in itertools.count(1))
-
-    # --- what a test may do to the VM
-
-    def update(self, patch: "Mapping[str, Any]") -> None:
-        """Change the running VM by a JSON merge patch (RFC 7386) of its instance document."""
-        self.instance = complete(merge_patch(self.instance, patch))
-        self._views, self._pages, self._recorded = {}, {}, None
-
-    def schedule(
-        self, kind: str, resources: "Optional[Iterable[str]]" = None, not_before: "Optional[float]" = None,
-        duration: "Optional[int]" = None, source: str = "Platform", description: "Optional[str]" = None,
-        lasts: "Optional[float]" = None, cancelled_after: float = float("inf"),
-    ) -> str:
-        """Schedule an event and return its EventId: see Emulator.schedule. ``lasts``: seconds of Started;
-        ``cancelled_after``: seconds until it is cancelled."""
-        now = self.clock()
-        _, notice, type_duration, type_lasts, descriptions = EVENT_TYPES[_known(kind, EVENT_TYPES, "EventType")]
-        _known(source, ("Platform", "User"), "EventSource")
-        names = [self.instance["compute"]["name"]] if resources is None else list(resources)
-        if isinstance(resources, str) or not all(isinstance(name, str) for name in names):
-            raise ValueError("resources must be a list of names, not %r" % (resources,))
-        duration = type_duration if duration is None else duration
-        if not isinstance(duration, int) or isinstance(duration, bool) or not -1 <= duration < 1e9:
-            raise ValueError("duration must be a whole number of seconds, or -1, not %r" % (duration,))
-        description = descriptions.get(source, "") if description is None else description
-        format_json([names, _check(description, str, "description")]).encode()  # ValueError for half a character
-        if not_before is None:
-            not_before = now + notice
-        elif not_before < 1e8:  # seconds from now, for as seconds since 1970 that would be long ago
-            not_before += now
-        if not 0 <= not_before < 200e9:
-            raise ValueError("not_before must be seconds from now, or since 1970, not %r" % not_before)
-        self.events.settle(now)
-        event_id = guid(self.instance["compute"]["vmId"], str(now), str(self.events.incarnation)).upper()
-        self.events.add(_Event(
-            event_id, kind, names, source, description, duration, not_before,
-            type_lasts if lasts is None else lasts, now + cancelled_after))
-        return event_id
-
-    def play(self, scenario: str) -> str:
-        """Schedule the event of one of SCENARIOS and return its EventId."""
-        kind, source, description, notice, lasts, cancelled = SCENARIOS[_known(scenario, SCENARIOS, "scenario")]
-        return self.schedule(kind, not_before=notice, source=source, description=description, lasts=lasts,
-                             cancelled_after=float("inf") if cancelled is None else cancelled)
+    def has(self, event_id: str) -> bool:
+        """Whether there is such an event, Scheduled or Started."""
+        self.settle()
+        return event_id.upper() in self._events
 
     def cancel(self, event_id: str) -> None:
         """Take an event off the list. Raises ValueError where there is none."""
-        self.events.settle(self.clock())
-        self.events.cancel(event_id)
+        if not self.has(event_id):
+            raise ValueError("there is no event %r" % event_id)
+        del self._events[event_id.upper()]
+        self._changed()
 
-    def identity(self, spec: str) -> "Dict[str, str]":
-        """The identity called "system" or "user:NAME", its ids made from the VM's."""
-        compute, (kind, _, name) = self.instance["compute"], spec.partition(":")
-        resource_id = compute["resourceId"] if kind == "system" else (
-            "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
-            % (compute["subscriptionId"], compute["resourceGroupName"], name))
-        return {"type": kind, "clientId": guid(compute["vmId"], spec, "client"),
-                "objectId": guid(compute["vmId"], spec, "object"), "resourceId": resource_id}
+    def approve(self, event_ids: "Iterable[str]") -> None:
+        """Start those of the events that wait."""
+        waiting = [self._events[each.upper()] for each in event_ids if self.has(each)]
+        waiting = [event for event in waiting if event.started is None]
+        for event in waiting:
+            if event.started is None:  # named twice
+                self._start(event, self._clock())
+        if waiting:
+            self._changed()
 
-    @property
+    def text(self, version: str, single: bool) -> str:
+        """The list as a version shows it, as JSON; ``single``: the VM belongs to no scale set."""
+        self.settle()
+        single = single and version == PREVIEW
+        if (version, single) not in self._texts:
+            names = [name for name, field in EVENT_FIELDS.items() if field.since <= version]
+            shown = [{name: event.shown[name] for name in names} for event in self._events.values()
+                     if EVENT_TYPES[event.shown["EventType"]].since <= version]
+            if single:  # the preview put a mark before the names of single VMs
+                shown = [dict(event, Resources=["_" + name for name in event["Resources"]]) for event in shown]
+            self._texts[version, single] = format_json({"DocumentIncarnation": self.incarnation, "Events": shown})
+        return self._texts[version, single]
+
+
+def _served(cloud: "Cloud", in_2018: bool, versions: "Optional[Iterable[str]]") -> "Tuple[List[str], List[str]]":
+    """The api-versions that are offered, oldest first, and those that are answered."""
+    offered, silent = list(cloud.versions_in_2018 if in_2018 else VERSIONS), [PREVIEW] if in_2018 else UNLISTED_VERSIONS
+    if versions is None:
+        return offered, offered + list(silent)
+    chosen = sorted({known(version, offered + list(silent), "api-version") for version in versions})
+    if not chosen:
+        raise ValueError("versions must name at least one api-version")
+    return chosen, chosen
+
+
+class Service:
+    """The service of one VM. ``clock`` returns the time in seconds since 1970, ``events`` is a list to share;
+    the rest is as for Emulator. Raises ValueError for a value that can't be served."""
+
+    def __init__(
+        self, clock: "Callable[[], float]", instance: "Optional[Mapping[str, Any]]" = None, *,
+        profile: "Optional[str]" = None, cloud: "Optional[str]" = None, versions: "Optional[Iterable[str]]" = None,
+        as_of: "Optional[str]" = None, rate_limit: "Optional[float]" = None,
+        identities: "Optional[Iterable[Any]]" = None, load_balancer: "Any" = None,
+        attested_flaw: "Optional[str]" = None, attested_issuer: "Optional[str]" = None,
+        events: "Optional[Events]" = None, only_hosts: "Optional[Iterable[str]]" = None,
+    ) -> None:
+        if as_of not in (None, "2018"):
+            raise ValueError("as_of must be '2018' or nothing, not %r" % as_of)
+        if instance is not None and profile is not None:
+            raise ValueError("a document or a profile, not both")
+        if attested_issuer is not None and not re.match(r"https?://[!-~]+\Z", attested_issuer):
+            raise ValueError("attested_issuer must be a URL, not %r" % attested_issuer)
+        self.clock, self.in_2018, now = clock, as_of == "2018", clock()
+        parts = split_document({"instance": make_vm(profile or "linux")} if instance is None else instance)
+        self.instance = complete(parts["instance"])
+        if cloud is not None:
+            self.instance["compute"]["azEnvironment"] = known(cloud, CLOUDS, "cloud")
+        self.versions, self._answered = _served(self._cloud(), self.in_2018, versions)
+        self._event_versions = [each for each in EVENT_VERSIONS if not self.in_2018 or each <= self._cloud()[1][-1]]
+        self.rate_limit: float = rate_limit if rate_limit is not None else RATE_LIMIT if self.in_2018 else 0
+        if not 0 <= self.rate_limit < 1e9:
+            raise ValueError("rate_limit must be 0 (off) or more requests a second, not %r" % rate_limit)
+        self._bucket = _Bucket(self.rate_limit, now) if self.rate_limit else None
+        self._identity_bucket = _Bucket(IDENTITY_RATE_LIMIT, now)
+        self._identity_requests = 0  # in this turn
+        self.events = events or Events(clock, parts["scheduledevents"])
+        self.attested_flaw = attested_flaw and known(attested_flaw, FLAWS, "flaw")
+        self._only_hosts = None if only_hosts is None else frozenset(only_hosts)  # besides addresses; None: any
+        self._attested_issuer, self.base = attested_issuer, "http://localhost"  # base: where this service is
+        self._recorded: "Optional[Dict[str, str]]" = parts["attested"]
+        identity = parts["identity"] or {}
+        self.tenant = identity.get("tenantId") or DEFAULT_TENANT
+        self.set_load_balancer(parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer)
+        self.count, self._id_form = 0, "%08x-0000-4000-8000-%%012x" % int(now)
+        self._date: "Tuple[Optional[int], str]" = (None, "")
+        self._forget()
+        self.set_identities(identity.get("identities", ["system"]) if identities is None else identities)
+
+    # --- what may change
+
+    def _forget(self) -> None:
+        """Drop what was made from the instance document and the identities."""
+        self._views: "Dict[Tuple[str, bool], Dict[str, Any]]" = {}
+        self._pages: "Dict[Tuple[Any, ...], Tuple[str, bytes]]" = {}
+        self._tokens: "Dict[Tuple[str, str], Tuple[int, str]]" = {}
+        self._selected: "Dict[Tuple[str, str], List[Dict[str, str]]]" = {}
+
+    def update(self, patch: "Mapping[str, Any]") -> None:
+        """Change the VM by a merge patch of its instance document."""
+        self.instance = change(self.instance, patch)
+        self._recorded = None
+        self._forget()
+
+    def set_identities(self, specs: "Iterable[Any]") -> None:
+        """Give the VM these identities: see read_identity."""
+        self._said = check_identities(specs)
+        self._forget()
+
     def identities(self) -> "List[Dict[str, str]]":
-        """The managed identities: dicts of IDENTITY_FIELDS. May be set to "system" and "user:NAME", too."""
-        return [self.identity(each) if isinstance(each, str) else dict(each) for each in self._identities]
+        """The managed identities: dicts of type, clientId, objectId, resourceId."""
+        return [full_identity(said, self.instance["compute"]) for said in self._said]
 
-    @identities.setter
-    def identities(self, identities: "Iterable[Any]") -> None:
-        self._identities = check_identities(identities)
+    def set_load_balancer(self, document: "Any") -> None:
+        """Put the VM behind a load balancer: of this document, or, for True, of a sample."""
+        import copy
 
-    # --- requests
+        if isinstance(document, dict):
+            check_plain(document, "loadbalancer")
+            check_load_balancer(document)
+        elif document not in (None, True, False):
+            raise ValueError("load_balancer must be true, false or an object, not %s" % kind_of(document))
+        self.balance = copy.deepcopy(document)
 
     def new_turn(self) -> None:
         """Say that what was asked so far has been answered: what follows did not come at the same time."""
         self._identity_requests = 0
 
+    # --- requests
+
     def respond(self, request: "Request") -> "Response":
         """Answer one request."""
+        asked = parse_target(request.target)
         try:
-            return self._response(200, *self._answer(request, parse_target(request.target)))
-        except _Refusal as refusal:
+            content_type, body = self._answer(request, asked)
+        except Rejection as refusal:
             return self.refuse(refusal.rule, request, refusal.value)
+        return self._response(200, content_type, body, None, self._repeats(request))
+
+    def _repeats(self, request: "Request") -> bool:
+        return self._bucket is None and bool(request.verb != "POST" and "bypass_cache" not in request.target)
 
     def _answer(self, request: "Request", asked: "Target") -> "Tuple[str, bytes]":
-        """The content type and body of an answer, or a _Refusal: every rule, in the order of the service."""
-        path, endpoint, query, headers = asked.path, asked.endpoint, asked.query, request.headers
-        inside = path[:1] == ("metadata",)
+        """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
+        endpoint, query, headers = asked.endpoint, asked.query, request.headers
+        inside = asked.names[:1] == ("metadata",)
+        if self._only_hosts is not None and not is_local(headers.get("host", "localhost"), self._only_hosts):
+            raise Rejection("host")
         has_header = headers.get("metadata") == "true" or all(  # the first for speed: it is what nearly all send
             value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
+        if request.verb == "HEAD" and not (inside and self.in_2018):
+            raise Rejection("head")
         if request.verb not in _verbs(endpoint):
-            raise _Refusal("verb" if inside else "outside-verb")
+            raise Rejection("verb" if inside else "outside-verb")
         if not inside:
-            return self._outside(request, path, has_header)
-        throttled = self._is_throttled(path)  # what is refused counts, too
-        if not has_header and not (endpoint == "scheduledevents" and query.get("api-version") == PREVIEW):
-            raise _Refusal("metadata")  # but the preview of scheduled events did without
+            return self._outside(request, asked.names, has_header)
+        throttled = self._is_throttled(asked.names)  # what is refused counts, too
+        if not has_header and not self._does_without(request, asked):
+            raise Rejection("metadata")
         if "x-forwarded-for" in headers:
-            raise _Refusal("forwarded")
+            raise Rejection("forwarded")
         if asked.problem:
-            raise _Refusal(asked.problem)
+            raise Rejection(asked.problem)
         self._check_version(endpoint, query.get("api-version"))
-        page = self._pages.get(asked.page) or self._page(asked)
+        page = self._page(asked, request)
+        if request.verb == "POST" and endpoint != "scheduledevents":
+            raise Rejection("verb")
         started = self._to_start(request) if request.verb == "POST" else []
         if throttled:
-            raise _Refusal("throttled-text" if page[0] == TEXT_TYPE else "throttled")
-        if request.verb == "POST":  # of scheduled events: the one thing that a request can change
-            self.events.approve(started, self.clock())
+            raise Rejection("throttled-text" if page[0] == TEXT_TYPE else "throttled")
+        if request.verb == "POST":  # the one thing that a request can change
+            self.events.approve(started)
             return JSON_TYPE, b""
         return page
 
-    def _outside(self, request: "Request", path: "Tuple[str, ...]", has_header: bool) -> "Tuple[str, bytes]":
-        """What is outside /metadata: nothing, but for what lets the emulator's signatures be checked."""
-        key_page = KEY_PAGES.get("/".join(path[-2:])) if len(path) <= 3 else None  # with the tenant before it, or not
-        if key_page and request.verb == "GET":
-            return JSON_TYPE, format_json(key_page(self, request)).encode()
-        if path == ("imds-test-ca.pem",) and request.verb == "GET":
-            return TEXT_TYPE, test_ca().encode()
-        raise _Refusal("outside" if path or has_header else "metadata")  # a detector relies on 400 for GET /
+    def _does_without(self, request: "Request", asked: "Target") -> bool:
+        """The preview of scheduled events asked for no header (documented); but without it any web page could post."""
+        return bool(asked.endpoint == "scheduledevents" and asked.query.get("api-version") == PREVIEW
+                    and request.verb == "GET")
 
-    def _is_throttled(self, path: "Tuple[str, ...]") -> bool:
-        if self._bucket is None or self._identity_bucket is None:
+    def _outside(self, request: "Request", names: "Tuple[str, ...]", has_header: bool) -> "Tuple[str, bytes]":
+        """What is outside /metadata: nothing, but for what lets the emulator's signatures be checked."""
+        page = PUBLISHED.get("/".join(names[-2:])) if len(names) <= 3 else None  # with the tenant before it, or not
+        if page and request.verb == "GET":
+            content_type, answer = page
+            content = answer(self, request)
+            return content_type, content if isinstance(content, bytes) else format_json(content).encode()
+        raise Rejection("outside" if names or has_header else "metadata")  # a detector relies on 400 for GET /
+
+    def _is_throttled(self, names: "Tuple[str, ...]") -> bool:
+        if self._bucket is None:
             return False
-        if path[1:2] != ("identity",) or self.in_2018:
+        if names[1:2] != ("identity",) or self.in_2018:
             return not self._bucket.take(self.clock())
         self._identity_requests += 1
         return not self._identity_bucket.take(self.clock()) or self._identity_requests > IDENTITY_AT_ONCE
 
     def _check_version(self, endpoint: "Optional[str]", version: "Optional[str]") -> None:
-        first = ENDPOINTS[endpoint][1] if endpoint else FIRST_GA
+        first = ENDPOINTS[endpoint].since if endpoint else FIRST_GA
         if first is None:
             return
-        if endpoint == "scheduledevents" and version:  # it has versions of its own
-            if version in self.event_versions:
-                return
-            if re.match(DATE, version):
-                raise _Refusal("path")
-        elif version in self.versions:
-            if version < first:  # the endpoint came later
-                raise _Refusal("path")
+        served = self._event_versions if endpoint == "scheduledevents" else self._answered
+        if version in served and str(version) >= first:
             return
+        if version in served or endpoint == "scheduledevents" and re.match(DATE, version or ""):
+            raise Rejection("version-of-another")  # the endpoint came later, or has versions of its own
         if not self.in_2018:
-            raise _Refusal("version")
-        raise _Refusal("version-missing-2018" if version is None else "version-unknown-2018")
+            raise Rejection("version")
+        raise Rejection("version-missing-2018" if version is None else "version-unknown-2018")
 
-    def _page(self, asked: "Target") -> "Tuple[str, bytes]":
+    def _page(self, asked: "Target", request: "Request") -> "Tuple[str, bytes]":
         """The content type and body of what a target shows: first its path, then its format."""
         endpoint, form = asked.endpoint, asked.query.get("format", "json")
-        if endpoint in ("instance", None):
-            node = self._instance(asked)
-            if form not in ("json", "text"):
-                raise _Refusal("format", form)
-            if form == "json" and not isinstance(node, (dict, list)):
-                raise _Refusal("leaf")
-        elif "/".join(asked.path[1:]) in PAGES:
-            if form != "json" and endpoint != "versions":  # which has one form, whatever is asked for
-                raise _Refusal("format", form)
-            node, form = PAGES[endpoint](self, asked.query), "json"
+        if endpoint == "instance":
+            key = asked.query["api-version"], asked.query.get("extended"), asked.rest, form
+            if key in self._pages:
+                return self._pages[key]
+        elif endpoint and asked.rest:
+            raise Rejection("path")
+        node = getattr(self, ENDPOINTS[endpoint].answer)(asked, request) if endpoint else self._listing(asked, form)
+        if isinstance(node, str) and endpoint == "scheduledevents":  # JSON already
+            if form != "json":
+                raise Rejection("format", form)
+            return JSON_TYPE, node.encode()
+        forms = ("json", "text") if endpoint in ("instance", None) else (form,) if endpoint == "versions" else ("json",)
+        if form not in forms:
+            raise Rejection("format", form)
+        if form == "json" and not isinstance(node, (dict, list)):
+            raise Rejection("leaf")
+        if form == "text" and endpoint != "versions":  # which has one form, whatever is asked for
+            page = TEXT_TYPE, format_text(node).encode()
         else:
-            raise _Refusal("path")
-        page = (TEXT_TYPE, format_text(node).encode()) if form == "text" else (JSON_TYPE, format_json(node).encode())
-        if endpoint == "instance":  # it stays as it is until the document changes
-            self._pages[asked.page] = page
+            page = JSON_TYPE, format_json(node).encode()
+        if endpoint == "instance" and len(self._pages) < 1000:  # it stays as it is until the document changes
+            self._pages[key] = page
         return page
 
-    # --- pages
+    # --- answers of endpoints, named in ENDPOINTS
 
-    def _instance(self, asked: "Target") -> "Any":
-        query = asked.query
-        if asked.endpoint is None:
-            if asked.path[1:] or query.get("format", "json") == "json":
-                raise _Refusal("path")  # /metadata has a listing, but no document
-            firsts = {name.partition("/")[0]: first for name, (_, first) in ENDPOINTS.items() if first}
-            return {name: {} for name, first in firsts.items() if first <= query["api-version"]}
-        key = asked.page[:2]
+    def _listing(self, asked: "Target", form: str) -> "Any":
+        """/metadata itself has a listing as text, but no document."""
+        if asked.rest or form == "json":
+            raise Rejection("path")
+        return {name.partition("/")[0]: {} for name, endpoint in ENDPOINTS.items()
+                if endpoint.since and endpoint.since <= asked.query["api-version"]}
+
+    def instance_document(self, asked: "Target", request: "Request") -> "Any":
+        """The node of the instance document, as the version shows it."""
+        key = asked.query["api-version"], asked.query.get("extended", "").lower() == "true"
         if key not in self._views:
             self._views[key] = view(self.instance, *key)
         try:
-            return find(self._views[key], asked.path[2:])
+            return find(self._views[key], asked.rest)
         except KeyError:
-            raise _Refusal("path") from None
+            raise Rejection("path") from None
 
-    def _versions(self, query: "Mapping[str, str]") -> "Any":
+    def api_versions(self, asked: "Target", request: "Request") -> "Any":
+        """The versions on offer."""
         if self.in_2018:
-            raise _Refusal("path")
+            raise Rejection("path")
         return {"apiVersions": self.versions}
 
-    def _scheduled_events(self, query: "Mapping[str, str]") -> "Any":
-        self.events.settle(self.clock())
-        return self.events.document(query["api-version"], not self.instance["compute"]["vmScaleSetName"])
+    def scheduled_events(self, asked: "Target", request: "Request") -> str:
+        """The list of scheduled events, as JSON."""
+        return self.events.text(asked.query["api-version"], not self.instance["compute"]["vmScaleSetName"])
 
     def _to_start(self, request: "Request") -> "List[str]":
         """The EventIds that a POST approves; a payload with anything else in it changes nothing."""
-        self.events.settle(self.clock())
         try:
             requests = json.loads(request.body.decode())["StartRequests"]
             event_ids = [each["EventId"] for each in requests]
-            if isinstance(requests, list) and all(self.events.find(event_id) for event_id in event_ids):
+            if isinstance(requests, list) and all(self.events.has(event_id) for event_id in event_ids):
                 return event_ids
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
-        raise _Refusal("events")
+        raise Rejection("events")
 
-    def _load_balancer(self, query: "Mapping[str, str]") -> "Any":
-        if self._balanced is False:
-            raise _Refusal("no-load-balancer")
-        given = sample_balance(self.instance) if self._balanced is True else self._balanced
-        return {"loadbalancer": balance(given)}
+    def load_balancer_document(self, asked: "Target", request: "Request") -> "Any":
+        """The load balancer's document, or 404 where there is none."""
+        if self.balance in (None, False):
+            raise Rejection("no-load-balancer")
+        return {"loadbalancer": order_balance(sample_balance(self.instance) if self.balance is True else self.balance)}
 
-    def _identity_info(self, query: "Mapping[str, str]") -> "Any":
+    def identity_info(self, asked: "Target", request: "Request") -> "Any":
+        """The tenant."""
         return {"tenantId": self.tenant}
 
-    def _token(self, query: "Mapping[str, str]") -> "Any":
-        resource, now = query.get("resource"), self.clock()
+    def no_credential(self, asked: "Target", request: "Request") -> "Any":
+        """The newer way to a token is not here; but what is asked in it without a proof is refused as observed."""
+        if asked.endpoint == "identity/issuecredential" and request.verb == "POST":
+            try:
+                given = json.loads(request.body.decode()).get("attestation_token")
+            except (ValueError, AttributeError, RecursionError):
+                given = None
+            if not given:
+                raise Rejection("no-attestation")
+        raise Rejection("path")
+
+    def token(self, asked: "Target", request: "Request") -> "Any":
+        """An access token of a managed identity, and what is said of it."""
+        query, now = asked.query, int(self.clock())
+        resource = query.get("resource")
         if not resource:
-            raise _Refusal("no-resource")
-        identity = self._selected(query)
+            raise Rejection("no-resource")
+        identity = self._select(query)
         if not (":" in resource or len(resource) == 36 and resource.count("-") == 4):  # a URI, or an application's GUID
-            raise _Refusal("bad-resource", resource)
+            raise Rejection("bad-resource", resource)
         key = identity["clientId"], resource
         issued, token = self._tokens.get(key, (0, ""))
         if now > issued + TOKEN_SECONDS - TOKEN_RENEWED or query.get("bypass_cache", "").lower() == "true":
-            issued = int(now)
-            token = self._signed_token(identity, resource, issued)
+            issued, token = now, jwt(format_json(self._claims(identity, resource, now)))
             if len(self._tokens) >= 1000:  # resources can be made up without end
                 self._tokens.clear()
             self._tokens[key] = issued, token
         return {
             "access_token": token, "client_id": identity["clientId"],
-            "expires_in": str(int(issued + TOKEN_SECONDS - now)), "expires_on": str(issued + TOKEN_SECONDS),
+            "expires_in": str(issued + TOKEN_SECONDS - now), "expires_on": str(issued + TOKEN_SECONDS),
             "ext_expires_in": str(TOKEN_SECONDS - 1), "not_before": str(issued - TOKEN_BACKDATED),
             "resource": resource, "token_type": "Bearer",
         }
 
-    def _selected(self, query: "Mapping[str, str]") -> "Dict[str, str]":
+    def _select(self, query: "Mapping[str, str]") -> "Dict[str, str]":
         """The identity that a request is for."""
+        if not self._selected:
+            self._selected = {("type", "system"): [], ("", ""): []}
+            for identity in self.identities():
+                for named in [("", "")] + [(name, value.lower()) for name, value in identity.items()]:
+                    self._selected.setdefault(named, []).append(identity)
         selectors = [(field, query[name].lower()) for name, field in SELECTORS.items() if query.get(name)]
         if len(selectors) > 1:
-            raise _Refusal("several-selectors")
-        if selectors:
-            field, value = selectors[0]
-            found = [identity for identity in self.identities if identity.get(field, "").lower() == value]
-        else:
-            found = [identity for identity in self.identities if identity.get("type") == "system"] or self.identities
-        if len(found) > 1:
-            raise _Refusal("several-identities")
-        if not found:
-            raise _Refusal("no-identity")
+            raise Rejection("several-selectors")
+        found = (self._selected.get(selectors[0], []) if selectors
+                 else self._selected["type", "system"] or self._selected["", ""])
+        if len(found) != 1:
+            raise Rejection("several-identities" if found else "no-identity")
         return found[0]
 
-    def _signed_token(self, identity: "Mapping[str, str]", resource: str, issued: int) -> str:
-        """A JWT (RFC 7519), signed with RS256."""
+    def _claims(self, identity: "Mapping[str, str]", resource: str, issued: int) -> "Dict[str, Any]":
+        """What a token says. The paths of resources in it are not as in the document (observed)."""
+        vm = re.sub("/resourceGroups/", "/resourcegroups/", self.instance["compute"]["resourceId"])
+        own = re.sub("/resourceGroups/", "/resourcegroups/", identity["resourceId"])
         claims = {
-            "aud": resource, "iss": self._issuer(), "iat": issued, "nbf": issued - TOKEN_BACKDATED,
+            "aud": resource, "iss": self._issuer(), "iat": issued - TOKEN_BACKDATED, "nbf": issued - TOKEN_BACKDATED,
             "exp": issued + TOKEN_SECONDS, "appid": identity["clientId"], "appidacr": "2", "idp": self._issuer(),
             "idtyp": "app", "oid": identity["objectId"], "sub": identity["objectId"], "tid": self.tenant,
-            "ver": "1.0", "xms_mirid": identity["resourceId"],
+            "ver": "1.0",
         }
-        parts = [_base64url(format_json(part).encode())
-                 for part in ({"typ": "JWT", "alg": "RS256", "kid": TEST_KEY_ID}, claims)]
-        return ".".join(parts + [_base64url(sign(".".join(parts).encode()))])
+        if identity["type"] != "system":
+            claims["xms_az_rid"] = vm
+        claims["xms_mirid"] = re.sub("(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", own)
+        return claims
 
     def _issuer(self) -> str:
         return "https://sts.windows.net/%s/" % self.tenant
 
     def _key_set(self, request: "Request") -> "Any":
-        modulus = TEST_KEY_PRIMES[0] * TEST_KEY_PRIMES[1]
-        return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "e": "AQAB",
-                          "n": _base64url(modulus.to_bytes(256, "big"))}]}
+        return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID,
+                          "e": "AQAB", "n": base64url(modulus())}]}
 
     def _open_id(self, request: "Request") -> "Any":
         base = "http://%s/%s" % (request.headers.get("host", "localhost"), self.tenant)
@@ -1778,206 +2298,1100 @@ class Service:
                 "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
                 "response_types_supported": ["id_token"]}
 
-    def _attested(self, query: "Mapping[str, str]") -> "Any":
-        if len(query.get("nonce", "")) > MAX_NONCE:
-            raise _Refusal("nonce")
-        return self.attested(query["api-version"], query.get("nonce", ""), self.attested_flaw)
+    def attested_document(self, asked: "Target", request: "Request") -> "Any":
+        """The attested document; its certificate leads back to the Host that was asked."""
+        nonce = asked.query.get("nonce", "")
+        if len(nonce) > MAX_NONCE:
+            raise Rejection("nonce")
+        host = request.headers.get("host")
+        return self.attested(asked.query["api-version"], nonce, self.attested_flaw, "http://" + host if host else None)
 
-    def attested(self, version: str = NEWEST, nonce: str = "", flaw: "Optional[str]" = None) -> "Dict[str, str]":
-        """The attested document: {"encoding": "pkcs7", "signature": base64}. ``flaw``: a key of FLAWS."""
+    def attested(
+        self, version: str, nonce: str, flaw: "Optional[str]" = None, base: "Optional[str]" = None,
+    ) -> "Dict[str, str]":
+        """The attested document: {"encoding": "pkcs7", "signature": base64}; ``base``: the URL of this service."""
         import base64
 
-        if len(nonce) > MAX_NONCE:
-            raise ValueError("a nonce has at most %d characters" % MAX_NONCE)
         if self._recorded and not nonce and not flaw:
             return self._recorded
-        if flaw == "nonce":
-            nonce = "1111111111" if nonce == "0000000000" else "0000000000"
-        compute = self.instance["compute"]
         created = int(self.clock()) - (86400 + ATTESTED_SECONDS if flaw == "expired" else 0)
-        start = created - created % 86400 - CERTIFICATE_BACKDATED  # of the certificate: a new one a day
-        expires = time.gmtime(created + ATTESTED_SECONDS)
-        domain = "metadata.example.com" if flaw == "domain" else self._cloud()[0]
-        stamps = [time.strftime(ATTESTED_TIME, moment) for moment in (time.gmtime(created), expires)]
-        content = format_json(_project({
-            "licenseType": compute["licenseType"], "plan": compute["plan"], "sku": compute["sku"],
-            "nonce": nonce or time.strftime(ATTESTED_NONCE, expires),
-            "subscriptionId": compute["subscriptionId"],
-            "timeStamp": {"createdOn": stamps[0], "expiresOn": stamps[1]},
-            "vmId": guid("another", compute["vmId"]) if flaw == "vmId" else compute["vmId"],
-        }, _fields_until(version, ATTESTED_VERSIONS), _fields_until(NEWEST, ATTESTED_VERSIONS), "attested")).encode()
+        content = self._attested_content(version, nonce, flaw, created)
         signature = sign(content)
         if flaw == "signature":
             content = content[:-1] + b" }"
-        issuer = "nobody's CA" if flaw == "signer" else TEST_CA_NAME
-        region = re.sub("[^a-z0-9-]", "", compute["location"].lower())[:63] or "westus"
-        names = ("%s.%s" % (region, domain), domain)
-        leaf = _leaf_certificate(domain, names, issuer, start)
-        data = signed_data(content, signature, leaf, domain, issuer, start)
+        domain = "metadata.example.com" if flaw == "domain" else self._cloud().domain
+        region = re.sub("[^a-z0-9-]", "", self.instance["compute"]["location"].lower())[:63] or "westus"
+        issuer = "CN=nobody's CA" if flaw == "signer" else TEST_ISSUER_NAME
+        start = created - created % 86400 - CERTIFICATE_BACKDATED  # a new certificate a day
+        signer = service_certificate(("%s.%s" % (region, domain), domain), issuer, start,
+                                     (self._attested_issuer or base or self.base).rstrip("/"))
+        data = signed_data(content, signature, signer, SERVICE_NAME + domain, issuer, start)
         return {"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}
 
-    def _cloud(self) -> "Tuple[str, Tuple[str, ...]]":
+    def _attested_content(self, version: str, nonce: str, flaw: "Optional[str]", created: int) -> bytes:
+        """What an attested document says, as the version does: fields in alphabetical order."""
+        if flaw == "nonce":
+            nonce = "1111111111" if nonce == "0000000000" else "0000000000"
+        compute, expires = self.instance["compute"], time.gmtime(created + ATTESTED_SECONDS)
+        stamps = [time.strftime(ATTESTED_TIME, moment) for moment in (time.gmtime(created), expires)]
+        content = dict(compute, nonce=nonce or time.strftime(ATTESTED_NONCE, expires),
+                       timeStamp={"createdOn": stamps[0], "expiresOn": stamps[1]},
+                       vmId=guid("another", compute["vmId"]) if flaw == "vmId" else compute["vmId"])
+        names = fields_until(version, ATTESTED_VERSIONS)
+        return format_json({name: content[name] for name in sorted(names)}).encode()
+
+    def _issuing_certificate(self, request: "Request") -> bytes:
+        return issuing_certificate()
+
+    def _revoked(self, request: "Request") -> bytes:
+        return revocation_list(int(self.clock()) // 86400 * 86400)
+
+    def _root_certificate(self, request: "Request") -> bytes:
+        return pem(root_certificate()).encode()
+
+    def _cloud(self) -> "Cloud":
         return CLOUDS.get(self.instance["compute"]["azEnvironment"], CLOUDS["AzurePublicCloud"])
 
     # --- responses
 
     def refuse(self, rule: str, request: "Optional[Request]" = None, value: str = "") -> "Response":
         """The response of a row of REFUSALS; ``request`` is None when it could not be read."""
-        import html
-
-        status, note, body = REFUSALS[rule]
-        extra = []  # type: List[Tuple[str, str]]
-        if request:
+        status, _, body = REFUSALS[rule]
+        extra: "List[Tuple[str, str]]" = []
+        if request is not None:
             asked = parse_target(request.target)
-            component = asked.path[1] if asked.path[:1] == ("metadata",) and len(asked.path) > 1 else ""
-            body = DIALECTS.get(component, {}).get(rule, body)
+            if len(asked.names) > 1 and asked.names[0] == "metadata":
+                body = DIALECTS.get(asked.names[1], {}).get(rule, body)
             if status == 405:
                 extra = [("Allow", ", ".join(_verbs(asked.endpoint)))]
-            escape = html.escape if body.startswith("<") else lambda word: json.dumps(word)[1:-1]
-            words = {"verb": request.verb, "path": "/" + "/".join(asked.path), "value": value, "tenant": self.tenant}
-            words = {name: escape(word) for name, word in words.items()}
-            words["newest"] = format_json(self.versions[:-4:-1])
-            body = re.sub(r"\$(\w+)", lambda found: words[found.group(1)], body)
+            if "$" in body:
+                words = {"$verb": request.verb, "$path": "/" + "/".join(asked.names), "$value": value,
+                         "$tenant": self.tenant}
+                body = self._filled(body, words)
+        repeats = request is not None and self._repeats(request) and status < 500
         content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
-        return self._response(status, content_type, body.encode(), note, extra)
+        return self._response(status, content_type, body.encode(), rule, repeats, extra)
+
+    def _filled(self, body: str, words: "Mapping[str, str]") -> str:
+        """A body with the words that it stands for, escaped as its kind asks."""
+        def word(found: "Any") -> str:
+            name = found.group()
+            if name == "$newest":
+                return format_json(self.versions[:-4:-1])
+            if body.startswith("<"):
+                from html import escape
+
+                return escape(words[name])
+            return format_json(words[name])[1:-1]
+
+        return re.sub(r"\$[a-z]+", word, body)
 
     def _response(
-        self, status: int, content_type: str, body: bytes, note: str = "", extra: "Sequence[Tuple[str, str]]" = (),
+        self, status: int, content_type: str, body: bytes, rule: "Optional[str]", repeats: bool,
+        extra: "Sequence[Tuple[str, str]]" = (),
     ) -> "Response":
         now = int(self.clock())
         if self._date[0] != now:
-            self._date = now, _http_date(now)
-        values = {
-            "Content-Type": content_type,
-            "Server": IIS_SERVER if content_type in (XML_TYPE, HTML_TYPE) else IMDS_SERVER,
-            "x-ms-request-id": next(self._request_ids),
-            "Date": self._date[1],
-            "Content-Length": str(len(body)),
-        }
-        return Response(status, [(name, values[name]) for name in HEADERS[content_type]] + list(extra), body, note)
+            self._date = now, http_date(now)
+        server = IIS_SERVER if content_type in (XML_TYPE, HTML_TYPE) else IMDS_SERVER
+        self.count += 1
+        values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
+                  "Date": self._date[1], "Content-Length": str(len(body))}
+        headers = [(name, values[name]) for name in HEADERS[content_type]]
+        headers.extend(extra)
+        return Response(status, headers, body, rule, repeats)
+
+    def request_id(self, number: int) -> str:
+        """The x-ms-request-id of the answer with this number."""
+        return self._id_form % number
 
 
-# What answers at each endpoint but /metadata/instance; and, outside /metadata, what a validator of
-# tokens asks of the authority that signed them.
-PAGES = {
-    "attested/document": Service._attested,
-    "identity/info": Service._identity_info,
-    "identity/oauth2/token": Service._token,
-    "loadbalancer": Service._load_balancer,
-    "scheduledevents": Service._scheduled_events,
-    "versions": Service._versions,
+# Outside /metadata: what a validator of tokens, or of attested documents, asks of the authorities that signed them.
+PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
+    ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
+    "discovery/keys": (JSON_TYPE, Service._key_set),
+    "imds-test-ca.pem": (TEXT_TYPE, Service._root_certificate),
+    ISSUING_FILE: (CERTIFICATE_TYPE, Service._issuing_certificate),
+    REVOKED_FILE: (CERTIFICATE_TYPE, Service._revoked),
 }
-KEY_PAGES = {
-    ".well-known/openid-configuration": Service._open_id,
-    "discovery/keys": Service._key_set,
-}
-
-
-@functools.lru_cache(maxsize=16)
-def _leaf_certificate(domain: str, names: "Tuple[str, ...]", issuer: str, start: int) -> bytes:
-    return certificate(domain, names, issuer, start, start + CERTIFICATE_SECONDS)
 
 
 def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
-    return ENDPOINTS[endpoint][0] if endpoint else ("GET", "POST")
+    return ENDPOINTS[endpoint].verbs if endpoint else ("GET", "POST")
 
 
 # ==================================================================================================
-# Room 4: emulator
+# Room 6: bench
 #
-# What puts the service on a port, by way of http.server; knows the service. HTTP itself is
-# a pure machine, bytes in and bytes out (_Conversation). One thread serves every connection: no
-# client waits for another that stalls, and an open connection costs a few kilobytes.
+# What a test does to a service; knows the service. Each operation is one method here, with arguments and
+# results that JSON can carry: the emulator, /imds/ and `ctl` take it over by its name. Every request and its
+# answer make one Exchange, from which the access log, the journal, assertions and the judge of clients read.
+# A fault is a step of a playbook: it changes the answer here, or how it is sent, in room 7. What was answered
+# in a Moment is answered the same until the moment ends: the clock shows another second, an event is due, or an
+# operation changed something.
+# ==================================================================================================
+
+JOURNAL_SIZE = 10000  # exchanges
+MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # in no locale
+LAST_CLOCK = 32503679999  # the end of the year 2999, where the clocks of Windows end
+
+
+class Exchange(collections.namedtuple("Exchange", "number time peer vm request response rule fault seconds")):
+    """A request and its answer. number: int, from 1; time: seconds since 1970; peer: the client's address; vm: which
+    one of several; request, response: as the service has them, secrets masked; rule: the key of REFUSALS, or None;
+    fault: the step of a playbook that was at work, or None; seconds: how long it held the answer back."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """One line: number, time, what was asked, what came, why, and who asked."""
+        agent = self.request.headers.get("user-agent", "")
+        reason = REFUSALS[self.rule].reason if self.rule else ""
+        return printable("%d  %s  %s %s  %d%s%s%s" % (
+            self.number, _log_time(int(self.time))[12:], self.request.verb, self.request.target, self.response.status,
+            reason and "  " + reason, self.fault and "  (fault: %s)" % self.fault or "", agent and "  by " + agent))
+
+    def as_dict(self) -> "Dict[str, Any]":
+        """What JSON carries of it."""
+        return {"number": self.number, "time": self.time, "peer": self.peer, "vm": self.vm, "verb": self.request.verb,
+                "target": self.request.target, "headers": self.request.headers,
+                "body": self.request.body.decode("utf-8", "replace"), "status": self.response.status,
+                "rule": self.rule, "fault": self.fault, "seconds": self.seconds}
+
+
+class Moment:
+    """While it lasts, the answer to the same bytes is the same: ``answers``, by the bytes of the request."""
+
+    def __init__(self, second: int, until: float, incarnation: int) -> None:
+        self.second, self.until, self.incarnation = second, until, incarnation
+        self.answers: "Dict[bytes, Any]" = {}
+
+
+class Bench:
+    """A service, and what a test does to it. ``clock``: as for Service; ``log`` is called with a line for each
+    exchange; ``vm``: the number of this VM among several; ``control``: whether /imds/ is there, and ``hosts`` the
+    names by which it may be asked for that; all else is as for Emulator."""
+
+    def __init__(
+        self, clock: "Any", instance: "Optional[Mapping[str, Any]]" = None, *,
+        log: "Optional[Callable[[str], None]]" = None, vm: int = 0, control: bool = False,
+        hosts: "Iterable[str]" = (), **settings: "Any",
+    ) -> None:
+        self.clock, self.vm, self._log, self._control = clock, vm, log, control
+        self._hosts = frozenset(hosts).union(["localhost"])
+        self._make: "Any" = functools.partial(Service, clock, instance, **settings)
+        self.service = self._make()
+        self.siblings: "List[Bench]" = [self]  # the VMs of a scale set
+        self.journal: "Any" = collections.deque(maxlen=JOURNAL_SIZE)
+        self.watchers: "List[Callable[[], None]]" = []  # called after each exchange
+        self._playbooks: "List[_Playbook]" = []
+        self._now = 0.0  # when the moment was last asked for
+        self._moment: "Optional[Moment]" = None
+
+    # --- requests
+
+    def moment(self) -> "Moment":
+        """The moment that it is."""
+        now, moment, events = self.clock(), self._moment, self.service.events
+        self._now = now
+        if (moment is None or int(now) != moment.second or now >= moment.until
+                or events.incarnation != moment.incarnation):
+            until = events.settle()
+            moment = self._moment = Moment(int(now), until, events.incarnation)
+        return moment
+
+    def respond(self, request: "Request", peer: str = "-") -> "Exchange":
+        """Answer one request."""
+        step = None
+        try:
+            if self._control and re.match(r"/imds(?:[/?]|\Z)", request.target):
+                return Exchange(0, self.clock(), peer, self.vm, request, self._controlled(request), None, None, 0.0)
+            playbook = self._playbook_for(request) if self._playbooks else None
+            step = playbook.step(self.clock()) if playbook else None
+            response = self._misbehave(step, request) if step else self.service.respond(request)
+            if playbook:
+                response = response._replace(repeats=False)
+            elif not response.repeats:  # it may have changed something
+                self._moment = None
+        except Exception as error:  # one request must not end the service of all
+            self.report(error)
+            response = self.service.refuse("failed")
+        return self._record(peer, request, response, step)
+
+    def be_at(self, url: str) -> None:
+        """Say at which URL the service is found, for those who do not say it when they ask."""
+        self.service.base, self._moment = url, None
+
+    def refuse(self, rule: str, line: str, peer: str = "-") -> "Exchange":
+        """Refuse what could not be read as a request; ``line``: its beginning."""
+        return self._record(peer, Request("", line, {}, b"", ""), self.service.refuse(rule))
+
+    def _record(self, peer: str, request: "Request", response: "Response", step: "Any" = None) -> "Exchange":
+        exchange = Exchange(self.service.count, self.clock(), peer, self.vm, request, response, response.rule,
+                            step and str(step), step.delay if step else 0.0)
+        self._note(masked(exchange))
+        return exchange
+
+    def repeat(self, exchange: "Exchange", peer: str) -> str:
+        """Record that an exchange took place again in this moment; return the x-ms-request-id of its answer."""
+        service = self.service
+        service.count += 1
+        self._note(Exchange._make((service.count, self._now, peer, self.vm, exchange.request, exchange.response,
+                                   exchange.rule, None, 0.0)))
+        return service.request_id(service.count)
+
+    def _note(self, exchange: "Exchange") -> None:
+        self.journal.append(exchange)
+        if self._log:
+            self._write(log_line(exchange))
+        if self.watchers:
+            for watcher in self.watchers:
+                watcher()
+
+    def _write(self, line: str) -> None:
+        assert self._log is not None
+        try:
+            self._log(line)
+        except Exception:  # a log that can't be written must not cost the answer
+            pass
+
+    def report(self, error: BaseException) -> None:
+        """Write the traceback of a fault of our own to the log."""
+        import traceback
+
+        for text in traceback.format_exception(type(error), error, error.__traceback__) if self._log else ():
+            for line in text.splitlines():
+                self._write("imds: " + line)
+
+    # --- operations on the VM
+
+    def instance(self) -> "Dict[str, Any]":
+        """A copy of the instance document, complete."""
+        import copy
+
+        return copy.deepcopy(self.service.instance)
+
+    def update(self, patch: "Mapping[str, Any]") -> None:
+        """Change the running VM by a JSON merge patch (RFC 7386) of its instance document.
+
+        >>> vm.update({"compute": {"tags": "Department:IT"}})
+
+        Where only one of tags and tagsList changes, the other follows. Raises ValueError, and changes nothing, where
+        a value has the wrong shape.
+        """
+        self.service.update(patch)
+        self._moment = None
+
+    def identities(self, identities: "Optional[Iterable[Any]]" = None) -> "List[Dict[str, str]]":
+        """The managed identities, dicts of type, clientId, objectId and resourceId; first set to ``identities``,
+        if they are given: such dicts, with some of these keys or a name, or "system", "user:NAME" and
+        "user:NAME,client_id=...,object_id=...,resource_id=..."; what is not said is made from the VM's ids."""
+        if identities is not None:
+            self.service.set_identities(identities)
+            self._moment = None
+        return self.service.identities()
+
+    def load_balancer(self, load_balancer: "Any" = None) -> "Any":
+        """The load balancer's document, or None; first set to ``load_balancer``, if it is given: a document, true for
+        a sample, false for none."""
+        if load_balancer is not None:
+            self.service.set_load_balancer(load_balancer)
+            self._moment = None
+        balance = sample_balance(self.service.instance) if self.service.balance is True else self.service.balance
+        return {"loadbalancer": order_balance(balance)} if balance else None
+
+    def attested(
+        self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None,
+    ) -> "Dict[str, str]":
+        """The attested document, {"encoding": "pkcs7", "signature": base64}; with ``flaw``, one that a verifier must
+        refuse: signer, signature, expired, nonce, vmId or domain."""
+        if len(check(nonce, str, "nonce")) > MAX_NONCE:
+            raise ValueError("a nonce has at most %d characters" % MAX_NONCE)
+        known(api_version, list(VERSIONS) + list(UNLISTED_VERSIONS), "api-version")
+        return self.service.attested(api_version, nonce, flaw and known(flaw, FLAWS, "flaw"))
+
+    def replace(self, instance: "Mapping[str, Any]") -> None:
+        """Put another VM, a document as for Emulator, in the place of this one."""
+        self._restart(functools.partial(Service, self.clock, instance, **dict(self._make.keywords, profile=None)))
+
+    def _restart(self, make: "Callable[[], Service]") -> None:
+        base, count = self.service.base, self.service.count
+        self.service, self._make, self._moment = make(), make, None
+        self.service.base, self.service.count = base, count
+
+    def reset(self) -> None:
+        """Put everything back as it was at the start: the VM, its events, the clock, the journal; end all faults."""
+        self.clock.reset()
+        self._restart(self._make)
+        self.service.events.reset()
+        self.journal.clear()
+        self.recover()
+
+    # --- operations on events and the clock
+
+    def schedule(
+        self, kind: str, *, resources: "Optional[Iterable[str]]" = None, after: "Optional[float]" = None,
+        at: "Optional[float]" = None, duration: "Optional[int]" = None, source: str = "Platform",
+        description: "Optional[str]" = None, lasts: "Optional[float]" = None,
+        cancelled_after: "Optional[float]" = None,
+    ) -> str:
+        """Schedule an event and return its EventId.
+
+        kind             the EventType: Freeze, Reboot, Redeploy, Preempt or Terminate
+        resources        names of VMs. None: this one
+        after, at        NotBefore, in seconds from now, or since 1970. None: the notice that the type is documented
+                         to give
+        duration         DurationInSeconds, -1 is unknown. None: the type's
+        source           "Platform" or "User"
+        description      None: what the service says for that type and source
+        lasts            seconds for which it is Started. None: the type's
+        cancelled_after  seconds from now until it is cancelled. None: it is not
+
+        It is Scheduled, then Started once it is approved or NotBefore comes, then gone. Raises ValueError
+        for what no event has.
+        """
+        row, now = EVENT_TYPES[known(kind, EVENT_TYPES, "EventType")], self.clock()
+        known(source, ("Platform", "User"), "EventSource")
+        if isinstance(resources, (str, dict)):
+            raise ValueError("resources must be a list of names, not %r" % (resources,))
+        if after is not None and at is not None:
+            raise ValueError("after or at, not both")
+        starts = number("at", at, 0, LAST_CLOCK) if at is not None else now + number(
+            "after", row.notice if after is None else after, -1e9, 1e9)
+        ends = now + number("cancelled_after", cancelled_after, 0, 1e9) if cancelled_after is not None else float("inf")
+        lasts = number("lasts", row.lasts if lasts is None else lasts, 0, 1e9)
+        duration = row.duration if duration is None else check(duration, int, "duration")
+        compute, events = self.service.instance["compute"], self.service.events
+        shown = {
+            "EventId": guid(compute["vmId"], str(now), str(events.incarnation)).upper(),
+            "EventStatus": "Scheduled", "EventType": kind, "ResourceType": "VirtualMachine",
+            "Resources": [compute["name"]] if resources is None else list(resources),
+            "NotBefore": http_date(number("NotBefore", starts, 0, LAST_CLOCK)),
+            "Description": row.descriptions.get(source, "") if description is None else description,
+            "EventSource": source, "DurationInSeconds": int(number("duration", duration, -1, 1e9)),
+        }
+        check_event(shown)
+        events.add(shown, starts=starts, cancelled=ends, lasts=lasts)
+        return str(shown["EventId"])
+
+    def play(self, scenario: str) -> str:
+        """Schedule the event of one of Azure's own scenarios: live-migration, user-reboot, host-agent-maintenance,
+        redeploy, user-redeploy or cancelled-maintenance. Returns its EventId."""
+        return self.schedule(**SCENARIOS[known(scenario, SCENARIOS, "scenario")])
+
+    def approve(self, event_id: str) -> None:
+        """Start an event now, as a client's approval does. Raises ValueError where there is none."""
+        if not self.service.events.has(check(event_id, str, "event_id")):
+            raise ValueError("there is no event %r" % event_id)
+        self.service.events.approve([event_id])
+
+    def cancel(self, event_id: str) -> None:
+        """Take an event off the list. Raises ValueError where there is none."""
+        self.service.events.cancel(check(event_id, str, "event_id"))
+
+    def events(self) -> "Dict[str, Any]":
+        """The list of scheduled events, as the newest version shows it."""
+        return dict(json.loads(self.service.events.text(EVENTS_NEWEST, False)))
+
+    def advance(self, seconds: float) -> None:
+        """Let the clock go forward by so many seconds, at once."""
+        self.clock.advance(number("seconds", seconds, 0, LAST_CLOCK))
+
+    def freeze(self) -> None:
+        """Let the clock stand still; only ``advance`` goes on."""
+        self.clock.freeze()
+
+    def resume(self, scale: "Optional[float]" = None) -> None:
+        """Let the clock run again, ``scale`` times as fast as real time; None: as fast as at first."""
+        self.clock.resume(None if scale is None else number("scale", scale, 0, 1e9))
+
+    # --- operations with faults
+
+    def fail(self, playbook: str, *, seed: "Optional[int]" = None) -> "Dict[str, Any]":
+        """Let the service fail by a playbook, "[WHERE:] STEP, STEP, ...", or by a situation of that name.
+
+        One step is for each request that matches, then the service is itself again. WHERE: a path below /metadata,
+        with a verb before it if wanted; nothing: all. STEP: a status (400 403 404 410 429 500 502 503 504), reset,
+        hang, cut, drip, portal, broken, huge, redirect or ok; "delay 3s" alone or before another. How often: once,
+        "x2", "for 60s" (on the clock), "every 3", "p 0.2", "always". Returns the playbook and the ``seed`` of its
+        chances. Raises ValueError that says where a playbook is wrong and what could stand there.
+        """
+        text = SITUATIONS[playbook].playbook if playbook in SITUATIONS else check(playbook, str, "playbook")
+        seed = int(self.clock() * 1000) % 2**31 if seed is None else check(seed, int, "seed")
+        self._playbooks.append(_Playbook(text, seed))
+        self._moment = None
+        return {"playbook": text, "seed": seed}
+
+    def recover(self) -> None:
+        """End all faults."""
+        self._playbooks = []
+
+    def faults(self) -> "List[str]":
+        """The playbooks that are not over."""
+        self._playbooks = [each for each in self._playbooks if not each.is_over(self.clock())]
+        return [each.text for each in self._playbooks]
+
+    def _playbook_for(self, request: "Request") -> "Optional[_Playbook]":
+        """The first playbook that is about a request."""
+        names, now = parse_target(request.target).names, self.clock()
+        return next((each for each in self._playbooks if each.matches(request.verb, names) and not each.is_over(now)),
+                    None)
+
+    def _misbehave(self, step: "_Step", request: "Request") -> "Response":
+        """The answer of a step. What is wrong with how it is sent, room 7 does."""
+        if step.action in FAULT_STATUSES:
+            as_text = parse_target(request.target).query.get("format") == "text"
+            rule = FAULT_STATUSES[step.action]
+            return self.service.refuse("throttled-text" if rule == "throttled" and as_text else rule, request)
+        if step.action in FAULT_ANSWERS:
+            status, content_type, body = FAULT_ANSWERS[step.action]
+            body = body.replace(b"$filler", b"x" * FILLER_SIZE) if b"$filler" in body else body
+            headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+            if step.action == "redirect":
+                headers.append(("Location", REDIRECTED + request.target))
+            self.service.count += 1
+            return Response(status, headers, body, None, False)
+        response = self.service.respond(request)
+        if step.action == "broken":
+            body = response.body[:len(response.body) // 2]
+            headers = [(name, str(len(body)) if name == "Content-Length" else value)
+                       for name, value in response.headers]
+            response = response._replace(headers=headers, body=body)
+        return response
+
+    # --- operations on the journal
+
+    def requests(
+        self, path: "Optional[str]" = None, *, verb: "Optional[str]" = None,
+        headers: "Optional[Mapping[str, str]]" = None, query: "Optional[Mapping[str, str]]" = None, since: int = 0,
+    ) -> "List[Exchange]":
+        """The exchanges in the journal, newest last: those with this path, verb, headers and parameters (those that
+        are named; others may be there, too), and with a number above ``since``."""
+        expected = _expected(path, verb, headers, query)
+        return [each for each in self.journal if each.number > since and not expected.differences(each.request)]
+
+    def assert_requested(
+        self, path: str, *, times: "Optional[int]" = None, verb: "Optional[str]" = None,
+        headers: "Optional[Mapping[str, str]]" = None, query: "Optional[Mapping[str, str]]" = None,
+    ) -> None:
+        """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the nearest
+        requests that did come, and in what they differ."""
+        found = len(self.requests(path, verb=verb, headers=headers, query=query))
+        if found == times or times is None and found:
+            return
+        expected = _expected(path, verb, headers, query)
+        odd = [(expected.differences(each.request), each) for each in self.journal]
+        nearest = sorted(((len(differences), -each.number, each, differences)
+                          for differences, each in odd if differences), key=lambda row: row[:2])[:3]
+        lines = ["%s was requested %s, not %s" % (
+            expected, "%d times" % found if found else "never", "at all" if times is None else "%d times" % times)]
+        lines += ["  %s\n    %s" % (each, "; ".join(differences)) for _, _, each, differences in nearest]
+        raise AssertionError("\n".join(lines if nearest else lines + ["  there was no other request"]))
+
+    def assert_not_requested(
+        self, path: str, *, verb: "Optional[str]" = None, headers: "Optional[Mapping[str, str]]" = None,
+        query: "Optional[Mapping[str, str]]" = None,
+    ) -> None:
+        """Raise AssertionError if there was such a request."""
+        found = self.requests(path, verb=verb, headers=headers, query=query)
+        if found:
+            raise AssertionError("\n  ".join(["%s was requested %d times" % (
+                _expected(path, verb, headers, query), len(found))] + [str(each) for each in found[:3]]))
+
+    def lint(self) -> "List[Dict[str, Any]]":
+        """What the clients in the journal do against the published rules: dicts of rule, count, seen (the first such
+        request), says (what the rule is) and mark (how sure it is)."""
+        findings = []
+        for name, rule in LINT.items():
+            found = list(rule.find(self.journal))
+            if found:
+                findings.append({"rule": name, "count": len(found), "seen": str(found[0]), "says": rule.says,
+                                 "mark": rule.mark})
+        return findings
+
+    # --- control over HTTP
+
+    def _controlled(self, request: "Request") -> "Response":
+        """The answer of /imds/: an operation by its name, the list of them, or, for a browser, the page."""
+        raw_path, _, raw_query = request.target.partition("?")
+        name = raw_path[len("/imds"):].strip("/")
+        if not is_local(request.headers.get("host", ""), self._hosts):
+            return self._said(400, {"error": REFUSALS["host"].reason})
+        if not name and request.verb == "GET" and "text/html" in request.headers.get("accept", ""):
+            page = PAGE
+            for word, options in (("$situations", SITUATIONS), ("$kinds", EVENT_TYPES)):
+                page = page.replace(word, "".join("<option>" + option for option in options))
+            return self._said(200, None, page.encode())
+        if request.headers.get("metadata", "").lower() != "true":
+            return self._said(400, {"error": "the header Metadata: true is needed"})
+        try:
+            if not name and request.verb == "GET":
+                return self._said(200, {each: describe(each) for each in OPERATIONS})
+            known(name, OPERATIONS, "operation")
+            if request.verb == "POST":
+                arguments = check(json.loads(request.body.decode()) if request.body.strip() else {}, dict, "the body")
+            elif request.verb == "GET" and name in READING:
+                pairs = urllib.parse.parse_qsl(raw_query, keep_blank_values=True)
+                arguments = read_arguments(name, dict(pairs))
+            else:
+                return self._said(405, {"error": "POST it", "operation": name})
+            return self._said(200, {"result": self.operate(name, arguments)})
+        except (ValueError, AssertionError, RecursionError) as error:
+            return self._said(400, {"error": str(error) or type(error).__name__})
+
+    def operate(self, name: str, arguments: "Mapping[str, Any]") -> "Any":
+        """Do an operation by its name; what it returns, as JSON can carry it. ``vm`` among the arguments: on which of
+        several VMs. Raises ValueError."""
+        import inspect
+
+        given = dict(arguments)
+        vm = given.pop("vm", None)
+        if vm is not None and not 0 <= check(vm, int, "vm") < len(self.siblings):
+            raise ValueError("vm must be from 0 to %d, not %r" % (len(self.siblings) - 1, vm))
+        method = getattr(self if vm is None else self.siblings[vm], name)
+        try:
+            inspect.signature(method).bind(**given)
+        except TypeError as error:
+            raise ValueError("%s%s: %s" % (name, inspect.signature(method), error)) from None
+        check_plain(given, "the arguments")
+        try:
+            result = method(**given)
+        except TypeError as error:  # a type that no check foresaw
+            raise ValueError("%s: %s" % (name, error)) from None
+        return [each.as_dict() for each in result] if name == "requests" else result
+
+    def _said(self, status: int, content: "Any", page: bytes = b"") -> "Response":
+        body = page or (format_json(content) + "\n").encode()
+        headers = [("Content-Type", HTML_TYPE + "; charset=utf-8" if page else JSON_TYPE),
+                   ("Content-Length", str(len(body))), ("Cache-Control", "no-store"),
+                   ("X-Content-Type-Options", "nosniff")]
+        if page:
+            headers.append(("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src "
+                                                       "'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"))
+        return Response(status, headers, body, None, False)
+
+
+OPERATIONS = (
+    "advance", "approve", "assert_not_requested", "assert_requested", "attested", "cancel", "events", "fail", "faults",
+    "freeze", "identities", "instance", "lint", "load_balancer", "play", "recover", "requests", "reset", "resume",
+    "schedule", "update",
+)
+READING = ("events", "faults", "identities", "instance", "lint", "load_balancer", "requests")  # and so by GET, too
+
+
+def describe(name: str) -> "Dict[str, str]":
+    """An operation's signature and documentation, for people."""
+    import inspect
+
+    method = getattr(Bench, name)
+    signature = re.sub(r"\(self(?:, )?", "(", str(inspect.signature(method)).replace("'", ""))
+    return {"signature": name + signature, "documentation": inspect.getdoc(method) or ""}
+
+
+def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
+    """Arguments of an operation that are given as text: what is no string is JSON, a list may be names with commas."""
+    import inspect
+
+    parameters, arguments = inspect.signature(getattr(Bench, name)).parameters, {}  # type: Any, Dict[str, Any]
+    for key, text in texts.items():
+        kind = str(parameters[key].annotation) if key in parameters else "int"
+        if kind in ("str", "Optional[str]"):
+            arguments[key] = text
+            continue
+        try:
+            arguments[key] = json.loads(text)
+        except (ValueError, RecursionError):
+            arguments[key] = text.split(",") if "Iterable" in kind else text
+    return arguments
+
+
+def number(name: str, value: "Any", least: float, most: float) -> float:
+    """``value``, if it is a number of that range; else a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError("%s must be a number from %g to %g, not %r" % (name, least, most, value))
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds of "30s", "15m", "1h", "300ms" or "30". Raises ValueError."""
+    found = re.match(r"(-?[0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|)\Z", text)
+    if not found:
+        raise ValueError("a time is like 30s, 15m or 1h, not %r" % text)
+    return float(found.group(1)) * {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}[found.group(2)]
+
+
+# --- playbooks
+
+# delay: seconds; action: a key of FAULT_STATUSES, FAULT_ANSWERS or FAULT_MANNERS; often: "x", "for", "every", "p" or
+# "always", and how much of it.
+class _Step(collections.namedtuple("_Step", "delay action often amount")):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "delay %gs %s" % (self.delay, self.action) if self.delay else str(self.action)
+
+
+class _Playbook:
+    """Which requests a playbook is about, and its steps."""
+
+    def __init__(self, text: str, seed: int) -> None:
+        import random
+
+        self.text, self._random = text, random.Random(seed)
+        where, colon, steps = text.rpartition(":")
+        words = where.split()
+        self._verb = words.pop(0) if words and words[0].isupper() else None
+        self._names = tuple(name for name in "".join(words).split("/") if name)
+        if len(words) > 1 or colon and not (self._verb or self._names):
+            raise ValueError("before the colon of a playbook stands a path, like instance or POST scheduledevents, "
+                             "not %r" % where)
+        if self._names[:1] == ("metadata",):
+            self._names = self._names[1:]
+        at, self._steps = len(where) + len(colon), []  # type: int, List[_Step]
+        for part in steps.split(","):
+            self._steps.append(self._read(part, at))
+            at += len(part) + 1
+        self._used, self._until = 0, None  # type: int, Optional[float]
+
+    def _read(self, text: str, at: int) -> "_Step":
+        """Read one step; ``at``: where it stands."""
+        words, delay, action = text.split(), 0.0, ""
+
+        def fail(wanted: str) -> "NoReturn":
+            column = at + len(text) - len(text.lstrip())
+            raise ValueError("the playbook %r is wrong at %d: where %r stands there could be %s" % (
+                self.text, column + 1, " ".join(words) or "nothing", wanted))
+
+        rest = list(words)
+        if rest[:1] == ["delay"]:
+            try:
+                delay, rest = duration(rest[1]), rest[2:]
+            except (IndexError, ValueError):
+                fail("a time, like in delay 3s")
+        actions = list(FAULT_STATUSES) + list(FAULT_ANSWERS) + list(FAULT_MANNERS)
+        if rest and rest[0] in actions:
+            action = rest.pop(0)
+        elif not delay:
+            fail("delay 3s or one of " + " ".join(actions))
+        often, amount = "x", 1.0
+        if rest:
+            found = re.match(r"x([0-9]{1,6})\Z|(for) (\S+)\Z|(every) ([0-9]{1,6})\Z|(p) (0?\.\d{1,9}|0|1)\Z|(always)\Z",
+                             " ".join(rest))
+            if not found:
+                fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
+            assert found
+            often = found.group(2) or found.group(4) or found.group(6) or found.group(8) or "x"
+            try:
+                amount = duration(found.group(3)) if often == "for" else float(
+                    found.group(1) or found.group(5) or found.group(7) or 1)
+            except ValueError:
+                fail("for 60s")
+            if often in ("x", "every") and amount < 1:
+                fail("a number from 1, behind " + often)
+            if often == "for" and amount <= 0:
+                fail("for 60s")
+        if not 0 <= delay <= 86400:
+            fail("a delay of at most a day")
+        return _Step(delay, action or "ok", often, amount)
+
+    def matches(self, verb: str, names: "Tuple[str, ...]") -> bool:
+        """Whether it is about a request."""
+        if self._verb and self._verb != verb:
+            return False
+        return not self._names or names[:1] == ("metadata",) and names[1:1 + len(self._names)] == self._names
+
+    def is_over(self, now: float) -> bool:
+        """Whether all its steps were taken."""
+        while self._steps and self._steps[0].often == "for" and self._until is not None and now >= self._until:
+            self._next()
+        return not self._steps
+
+    def _next(self) -> None:
+        del self._steps[0]
+        self._used, self._until = 0, None
+
+    def step(self, now: float) -> "Optional[_Step]":
+        """The step for one request, or None where this one goes unharmed."""
+        step = self._steps[0]
+        self._used += 1
+        if step.often == "x" and self._used >= step.amount:
+            self._next()
+        if step.often == "for" and self._until is None:
+            self._until = now + step.amount
+        spared = (step.often == "every" and self._used % step.amount
+                  or step.often == "p" and self._random.random() >= step.amount)
+        return None if spared else step
+
+
+# --- the journal
+
+class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
+    """What a request should be like; None and what is not named may be anything."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        more = ["%s: %s" % each for each in self.headers.items()] + ["%s=%s" % each for each in self.query.items()]
+        return " ".join(filter(None, [self.verb, self.path])) + (" (%s)" % ", ".join(more) if more else "")
+
+    def differences(self, request: "Request") -> "List[str]":
+        """In what a request is otherwise."""
+        if self == (None, None, {}, {}):
+            return []
+        asked, found = parse_target(request.target), []
+        if self.path is not None:
+            wanted = parse_target(self.path)
+            if wanted.names != asked.names:
+                found.append("path /%s, not /%s" % ("/".join(asked.names), "/".join(wanted.names)))
+            found += ["%s is %r, not %r" % (name, asked.query.get(name), value) for name, value in wanted.query.items()
+                      if asked.query.get(name) != value]
+        if self.verb is not None and self.verb != request.verb:
+            found.append("verb %s, not %s" % (request.verb, self.verb))
+        found += ["header %s is %r, not %r" % (name, request.headers.get(name.lower()), value)
+                  for name, value in self.headers.items() if request.headers.get(name.lower()) != value]
+        return found + ["%s is %r, not %r" % (name, asked.query.get(name), value)
+                        for name, value in self.query.items() if asked.query.get(name) != value]
+
+
+def _expected(path: "Any", verb: "Any", headers: "Any", query: "Any") -> "_Expected":
+    """What a request should be like, or a ValueError."""
+    for name, value, kind in (("path", path, str), ("verb", verb, str), ("headers", headers, dict),
+                              ("query", query, dict)):
+        check(kind() if value is None else value, kind, name)
+    return _Expected(path, verb, headers or {}, query or {})
+
+
+def masked(exchange: "Exchange") -> "Exchange":
+    """An exchange without its secrets, tokens and Authorization, and no longer than the journal keeps."""
+    request, response = exchange.request, exchange.response
+    secret = [name for name in request.headers if re.search("authorization|cookie|secret|token|key", name)]
+    if secret:
+        request = request._replace(headers=dict(request.headers, **dict.fromkeys(secret, "(masked)")))
+    if request.body and "/identity" in request.target:
+        request = request._replace(body=b"(masked)")
+    if b'"access_token"' in response.body[:32]:
+        body = re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body)
+        response = response._replace(body=body)
+    if len(request.body) + len(request.target) + sum(map(len, request.headers.values())) > MAX_KEPT:
+        headers = {name: value[:200] for name, value in list(request.headers.items())[:50]}
+        request = Request(request.verb, request.target[:8192], headers, request.body[:4096], request.version)
+    if len(response.body) > MAX_KEPT:
+        response = response._replace(body=response.body[:MAX_KEPT])
+    if request is exchange.request and response is exchange.response:
+        return exchange
+    return exchange._replace(request=request, response=response)
+
+
+def log_line(exchange: "Exchange") -> str:
+    """The line of http.server's access log, with the reason of a refusal, or the fault, at its end."""
+    request, rule = exchange.request, exchange.rule
+    line = "%s %s %s" % (request.verb, request.target, request.version) if request.verb else request.target
+    if not line.isprintable() or '"' in line:
+        line = "".join(char if char.isprintable() and char != '"' else "\\x%02x" % ord(char) for char in line)
+    reason = "fault: " + exchange.fault if exchange.fault else REFUSALS[rule].reason if rule else "-"
+    return '%s - - [%s] "%s" %d %s' % (
+        exchange.peer, _log_time(int(exchange.time)), line, exchange.response.status, reason)
+
+
+@functools.lru_cache(maxsize=1)
+def _log_time(seconds: int) -> str:
+    now = time.localtime(seconds)
+    return "%02d/%s/%d %02d:%02d:%02d" % (now[2], MONTHS[now[1] - 1], now[0], now[3], now[4], now[5])
+
+
+# --- the judge of clients
+
+def _each(is_wrong: "Callable[[Exchange, Target], Any]") -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
+    """A rule of single requests below /metadata, from one that says whether a request is against it."""
+    def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+        for each in journal:
+            asked = parse_target(each.request.target)
+            if asked.names[:1] == ("metadata",) and is_wrong(each, asked):
+                yield each
+    return find
+
+
+def _again(
+    is_wrong: "Callable[[Exchange, Exchange], Any]", key: "Callable[[Exchange], Any]",
+) -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
+    """A rule of two requests, one after another, of the same client with the same ``key`` (None: not meant)."""
+    def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+        last: "Dict[Any, Exchange]" = {}
+        for each in journal:
+            which = key(each)
+            if which is not None:
+                which = each.peer, each.vm, each.request.headers.get("user-agent"), which
+                if which in last and is_wrong(last[which], each):
+                    yield each
+                last[which] = each
+    return find
+
+
+def _asks(each: "Exchange", endpoint: str, verb: str = "GET") -> "Optional[str]":
+    """The target of a request to an endpoint itself, or None."""
+    asked = parse_target(each.request.target)
+    return each.request.target if asked.endpoint == endpoint and not asked.rest and each.request.verb == verb else None
+
+
+def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    recent: "Any" = collections.deque(maxlen=IDENTITY_AT_ONCE + 1)
+    for each in journal:
+        if each.request.target.startswith("/metadata/identity/oauth2/token?") and each.request.headers.get("metadata"):
+            recent.append(each)
+            if len(recent) > IDENTITY_AT_ONCE and each.time - recent[0].time < 0.05:
+                yield each
+
+
+def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    first: "Dict[str, Exchange]" = {}  # target -> the first 410 since it was answered otherwise
+    last: "Dict[str, Exchange]" = {}
+    for each in journal:
+        last[each.request.target] = each
+        if each.response.status == 410:
+            first.setdefault(each.request.target, each)
+        else:
+            first.pop(each.request.target, None)
+    return (last[target] for target, each in first.items() if last[target].time - each.time < PATIENCE[""].gone - 20)
+
+
+def _is_old(each: "Exchange", asked: "Target") -> bool:
+    version = asked.query.get("api-version", "")
+    limit = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
+    newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
+        asked.endpoint == "scheduledevents") else ()
+    return bool(re.match(DATE, version)) and version < limit and version not in newest and version != PREVIEW
+
+
+TOKEN_VERSIONS = ("2018-02-01", "2019-08-01", "2020-06-01", "2021-02-01")  # that the documentation of tokens shows
+LintRule = collections.namedtuple("LintRule", "says mark find")
+LINT = {
+    "no-metadata-header": LintRule(
+        "each request needs the header Metadata: true", "documented",  # but SDKs probe the identity service without
+        _each(lambda each, asked: each.rule == "metadata" and asked.names[1:2] != ("identity",))),
+    "through-a-proxy": LintRule(
+        "requests must go straight to the service: proxies are to be passed by", "documented",
+        _each(lambda each, asked: not each.request.target.startswith("/")
+              or {"via", "x-forwarded-for"}.intersection(each.request.headers))),
+    "no-api-version": LintRule(
+        "each request names an api-version", "documented",
+        _each(lambda each, asked: asked.endpoint and ENDPOINTS[asked.endpoint].since and each.rule != "metadata"
+              and not asked.query.get("api-version"))),
+    "old-api-version": LintRule(
+        "newer versions than one of three years ago say more; old ones may answer slowly", "observed",
+        _each(_is_old)),
+    "preview-api-version": LintRule(
+        "2017-03-01 is a preview of another shape, and may not be there", "documented",
+        _each(lambda each, asked: asked.query.get("api-version") == PREVIEW)),
+    "several-documents": LintRule(
+        "one whole document answers every question about a VM; ask for it once", "chosen",
+        _again(lambda last, each: each.time - last.time < 5 and last.response.status == 200,
+               lambda each: _asks(each, "instance"))),
+    "polls-too-often": LintRule(
+        "scheduled events are to be asked for once a second at most", "documented",
+        _again(lambda last, each: each.time - last.time < 0.9, lambda each: _asks(each, "scheduledevents"))),
+    "no-pause": LintRule(
+        "after 429 or 5xx wait before asking again, longer each time", "documented",
+        _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
+               and each.time - last.time < 0.2, lambda each: each.request.target)),
+    "gives-up-on-410": LintRule(
+        "410 means that the VM is being moved: ask again for 70 seconds", "documented", _gave_up),
+    "repeats-a-400": LintRule(
+        "what was refused with 400 is refused again", "documented",
+        _again(lambda last, each: last.response.status == 400 and each.response.status == 400,
+               lambda each: (each.request.verb, each.request.target, str(sorted(each.request.headers.items()))))),
+    "identity-burst": LintRule(
+        "five requests at once is what the identity service takes", "documented", _bursts),
+    "token-again": LintRule(
+        "a token is good for hours: keep it", "documented",
+        _again(lambda last, each: last.response.status == each.response.status == 200
+               and each.time - last.time < TOKEN_SECONDS - TOKEN_RENEWED and "bypass_cache" not in each.request.target,
+               lambda each: _asks(each, "identity/oauth2/token"))),
+    "leaf-as-json": LintRule(
+        "a leaf is to be asked for with format=text", "documented", _each(lambda each, asked: each.rule == "leaf")),
+    "follows-a-redirect": LintRule(
+        "the service never redirects: who does is somebody else", "chosen",
+        lambda journal: (each for each in journal if each.request.target.startswith(REDIRECTED + "/"))),
+    "no-user-agent": LintRule(
+        "a User-Agent tells who asks", "chosen",
+        _each(lambda each, asked: not each.request.headers.get("user-agent"))),
+}
+
+# The page of /imds/: one file, made of the operations above; all that it shows is text, never markup.
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>imds</title>
+<style>
+:root { color-scheme: light dark; --line: #8886; --bad: #c33; --good: #2a2; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 0 1em 4em; max-width: 70em; }
+h2 { font-size: 1.1em; margin: 1.6em 0 .4em; border-bottom: 1px solid var(--line); }
+pre, code, td { font: 13px/1.4 ui-monospace, monospace; }
+table { border-collapse: collapse; width: 100%; }
+td { padding: .15em .6em .15em 0; vertical-align: top; overflow-wrap: anywhere; border-bottom: 1px solid var(--line); }
+button, input, select { font: inherit; padding: .2em .6em; margin: .1em; }
+details { margin-left: 1em; } summary { cursor: pointer; }
+.bad { color: var(--bad); } .good { color: var(--good); } #said { min-height: 1.4em; }
+#requests { max-height: 26em; overflow: auto; }
+</style>
+<h1>imds <small id="vm"></small></h1>
+<p id="said" role="status"></p>
+<h2>Clock</h2>
+<p><span id="clock"></span>
+<button data-do="advance" data-with='{"seconds":60}'>+1 min</button>
+<button data-do="advance" data-with='{"seconds":900}'>+15 min</button>
+<button data-do="freeze">freeze</button> <button data-do="resume">resume</button>
+<button data-do="reset">reset all</button></p>
+<h2>Scheduled events</h2>
+<p><select id="kind" aria-label="EventType">$kinds</select>
+<button id="schedule">schedule</button></p>
+<table id="events"></table>
+<h2>Faults</h2>
+<p><input id="playbook" size="34" list="situations" aria-label="playbook" placeholder="instance: 500 x2, delay 3s">
+<datalist id="situations">$situations</datalist>
+<button id="fail">start</button> <button data-do="recover">end all</button></p>
+<table id="faults"></table>
+<h2>Requests</h2>
+<div id="requests" tabindex="0" aria-label="requests"><table></table></div>
+<h2>Judgement</h2>
+<table id="lint"></table>
+<h2>VM</h2>
+<div id="tree"></div>
+<script>
+"use strict";
+const $ = id => document.getElementById(id);
+let since = 0, shown = "";
+async function ask(name, data) {
+  const options = {headers: {Metadata: "true"}};
+  if (data !== undefined) { options.method = "POST"; options.body = JSON.stringify(data); }
+  const reply = await fetch("/imds/" + name, options), answer = await reply.json();
+  if (!reply.ok) throw new Error(answer.error);
+  return answer.result;
+}
+function element(name, text, kind) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (kind) made.className = kind;
+  return made;
+}
+function row(table, texts, kind, more) {
+  const line = table.insertRow();
+  for (const text of texts) {
+    const cell = line.insertCell();
+    cell.textContent = text;
+    if (kind) cell.className = kind;
+  }
+  if (more) line.insertCell().append(...more);
+}
+function button(text, name, data) {
+  const made = element("button", text);
+  made.onclick = () => act(name, data);
+  return made;
+}
+async function act(name, data) {
+  try {
+    const done = await ask(name, data || {});
+    $("said").textContent = name + ": " + (done === null ? "done" : JSON.stringify(done));
+  } catch (error) { $("said").textContent = error.message; }
+  await look();
+}
+function tree(node, name) {
+  if (node === null || typeof node !== "object") return element("div", name + ": " + node);
+  const made = element("details"); made.open = name === "instance";
+  made.append(element("summary", name), ...Object.keys(node).map(key => tree(node[key], key)));
+  return made;
+}
+async function look() {
+  try {
+    const [requests, events, faults, lint, vm] = await Promise.all(
+      ["requests?since=" + since, "events", "faults", "lint", "instance"].map(name => ask(name)));
+    for (const each of requests) {
+      if (each.number <= since) continue;
+      since = each.number;
+      $("clock").textContent = new Date(each.time * 1000).toISOString();
+      row($("requests").firstChild, [each.number, each.verb + " " + each.target, each.status, each.rule || "",
+          each.fault || "", each.headers["user-agent"] || ""], each.status < 400 ? "good" : "bad");
+      $("requests").scrollTop = 1e9;
+    }
+    for (const name of ["events", "faults", "lint"]) $(name).replaceChildren();
+    for (const each of events.Events) row($("events"), [each.EventStatus, each.EventType, each.NotBefore,
+      each.Resources.join(", "), each.Description], "", [button("approve", "approve", {event_id: each.EventId}),
+      button("cancel", "cancel", {event_id: each.EventId})]);
+    for (const each of faults) row($("faults"), [each], "bad");
+    for (const each of lint) row($("lint"), [each.rule, each.count, each.says, each.seen], "bad");
+    const text = JSON.stringify(vm);
+    if (text !== shown) {
+      shown = text;
+      $("vm").textContent = vm.compute.name;
+      $("tree").replaceChildren(tree(vm, "instance"));
+    }
+  } catch (error) { $("said").textContent = error.message; }
+}
+for (const each of document.querySelectorAll("[data-do]"))
+  each.onclick = () => act(each.dataset.do, JSON.parse(each.dataset.with || "{}"));
+$("schedule").onclick = () => act("schedule", {kind: $("kind").value});
+$("fail").onclick = () => act("fail", {playbook: $("playbook").value});
+$("playbook").onkeydown = event => { if (event.key === "Enter") $("fail").onclick(); };
+setInterval(look, 1000); look();
+</script>
+"""
+
+
+# ==================================================================================================
+# Room 7: http
+#
+# HTTP/1.1 as a pure machine, one for each client: bytes in, [(seconds to wait, bytes to send), ...] and an
+# ending out; knows the bench. The protocol is written as it runs, as a generator that pauses where more bytes
+# are needed, so each byte is looked at once and the pieces in which they come make no difference. Nothing
+# that a client sends can make it keep more than the limits below.
 # ==================================================================================================
 
 MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
-REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request, between two, to read a refusal
 MAX_CHUNKS = 1024  # of a body
+MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # to pipelined requests, before others have their turn
+MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer may be given again in its moment; how many
+DRIP_TIME = 0.02  # seconds between two bytes of an answer that is to drip
 HEAD_END = re.compile(b"\r?\n\r?\n")  # a line feed will do, for requests typed by hand
+CHUNK_LINE = re.compile(b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n")
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-
-def read_head(data: bytes) -> "Optional[Tuple[Tuple[str, str, str], Dict[str, str], int]]":
-    """Read the head of a request: its line (verb, target, version), its headers (names in lower case,
-    repeated ones joined by commas) and its size; None while it is incomplete."""
-    found = HEAD_END.search(data)
-    line_size = data.find(b"\n") if b"\n" in data else len(data)
-    if line_size > MAX_LINE + 1:
-        raise _Refusal("line-size")
-    if (found.start() if found else len(data)) - line_size > MAX_HEADERS:
-        raise _Refusal("headers-size")
-    if not found:
-        return None
-    line, headers = _parse_head(data[:found.start()])
-    return line, headers, found.end()
+# A request's head. line: verb, target, version; headers: names in lower case, repeated ones joined by commas.
+Head = collections.namedtuple("Head", "verb target version headers")
+# An answer that may be given again: its bytes before and after the x-ms-request-id, and the ending.
+Kept = collections.namedtuple("Kept", "before after ending exchange")
 
 
-@functools.lru_cache(maxsize=64)  # a client says the same each time
-def _parse_head(head: bytes) -> "Tuple[Tuple[str, str, str], Dict[str, str]]":
+def parse_head(head: bytes) -> "Head":
+    """Read the head of a request, without the empty line at its end."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
-    headers = {}  # type: Dict[str, str]
-    for line in lines[1:]:
+    words = lines[0].split(" ")
+    if len(words) != 3 or not words[0] or not TOKEN.issuperset(words[0]) or not re.match(r"HTTP/1\.\d\Z", words[2]):
+        raise Rejection("malformed")
+    if not all("!" <= char <= "~" for char in words[1]):
+        raise Rejection("malformed")
+    if words[0] != "CONNECT" and not words[1].lower().startswith(("/", "http://", "*")):
+        raise Rejection("malformed")
+    return Head(words[0], words[1], words[2], parse_headers(lines[1:]))
+
+
+_parse_again = functools.lru_cache(maxsize=64)(parse_head)  # a client says the same each time
+
+
+def parse_headers(lines: "Iterable[str]") -> "Dict[str, str]":
+    """Read header lines; a repeated header's values are joined by commas."""
+    headers: "Dict[str, str]" = {}
+    for line in lines:
         name, colon, value = line.partition(":")
         if not (name and colon and TOKEN.issuperset(name)) or "\r" in value or "\0" in value:
-            raise _Refusal("malformed")
+            raise Rejection("malformed")
         name, value = name.lower(), value.strip(" \t")
         headers[name] = headers[name] + "," + value if name in headers else value
-    words = lines[0].split(" ")
-    if len(words) != 3 or not words[0] or not TOKEN.issuperset(words[0]) or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
-        raise _Refusal("malformed")
-    if not all("!" <= char <= "~" for char in words[1]):
-        raise _Refusal("malformed")
-    if words[0] != "CONNECT" and not words[1].lower().startswith(("/", "http://", "*")):
-        raise _Refusal("malformed")
-    return (words[0], words[1], words[2]), headers
+    return headers
 
 
-def read_body(headers: "Mapping[str, str]", data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
-    """Read the body that begins at ``start``, and where it ends; None while it is incomplete."""
-    if "transfer-encoding" in headers:
-        if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
-            raise _Refusal("malformed")
-        return _read_chunks(data, start)
-    length = headers.get("content-length", "0")
-    if not length.isdecimal():
-        raise _Refusal("malformed")
-    if len(length) > 20 or int(length) > MAX_BODY:
-        raise _Refusal("body-size")
-    end = start + int(length)
-    return (data[start:end], end) if len(data) >= end else None
-
-
-def _read_chunks(data: bytes, start: int) -> "Optional[Tuple[bytes, int]]":
-    chunks, at, total = [], start, 0  # type: List[bytes], int, int
-    while True:
-        line_end = data.find(b"\r\n", at)
-        digits = data[at:line_end if line_end >= 0 else len(data)].partition(b";")[0].strip(b" \t\r")
-        if len(digits) > 20 or digits.strip(b"0123456789abcdefABCDEF"):
-            raise _Refusal("malformed")
-        if line_end < 0:
-            break
-        if not digits:
-            raise _Refusal("malformed")
-        size = int(digits, 16)
-        total += size
-        if size == 0:
-            end = data.find(b"\r\n\r\n", line_end)  # what stands before it are trailers
-            if end >= 0:
-                return b"".join(chunks), end + 4
-            break
-        at, chunk_end = line_end + 2, line_end + 2 + size
-        if total > MAX_BODY or len(chunks) > MAX_CHUNKS or len(data) < chunk_end + 2:
-            break
-        if data[chunk_end:chunk_end + 2] != b"\r\n":
-            raise _Refusal("malformed")
-        chunks.append(data[at:chunk_end])
-        at = chunk_end + 2
-    if total > MAX_BODY or len(chunks) > MAX_CHUNKS or len(data) - start > MAX_BODY + MAX_LINE:
-        raise _Refusal("body-size")
-    return None
-
-
-def _write(response: "Response", with_body: bool, connection: str) -> bytes:
+def format_response(response: "Response", with_body: bool, connection: str) -> bytes:
     """A response as bytes."""
     lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
     lines += map(": ".join, response.headers)
@@ -1987,155 +3401,338 @@ def _write(response: "Response", with_body: bool, connection: str) -> bytes:
     return head.encode("latin-1") + response.body if with_body else head.encode("latin-1")
 
 
-class _Conversation:
-    """HTTP/1.1 with one client. ``over``: the connection ends after what was returned last;
-    ``continued``: the client was told to send its body."""
+class Conversation:
+    """HTTP with one client.
 
-    def __init__(self, service: "Service", lock: "Any", log: "Optional[Callable[[str], None]]", peer: str) -> None:
-        self._service, self._lock, self._log, self._peer = service, lock, log, peer
-        self._unread = b""
-        self.continued = self.over = False
+    ``ending``: "" while it goes on; once all is sent, the connection is to "close", to be "reset", or to "hang" until
+    the client ends it. ``in_request``: a request has
+    begun and is not complete. ``pending``: more could be answered at once; ``receive()`` goes on.
+    """
 
-    @property
-    def in_request(self) -> bool:
-        """Whether a request has begun and is not complete."""
-        return bool(self._unread)
+    def __init__(self, bench: "Bench", peer: str = "127.0.0.1") -> None:
+        self._bench, self._peer, self._unread = bench, peer, bytearray()
+        self.ending, self.in_request, self.pending = "", False, False
+        self._machine, self._line = self._run(), ""  # the line of the request that is being read
+        self._exchange: "Optional[Exchange]" = None  # the last one
 
-    def receive(self, data: bytes) -> bytes:
+    def receive(self, data: bytes = b"") -> "List[Tuple[float, bytes]]":
         """Take what the client sent; return what goes back."""
+        fresh = not self.in_request and not self._unread
+        if fresh:
+            moment = self._bench.moment()
+            kept = moment.answers.get(data)
+            if kept is not None:
+                self.ending = kept.ending
+                number = self._bench.repeat(kept.exchange, self._peer)
+                return [(0, kept.before + number.encode() + kept.after if kept.after else kept.before)]
         self._unread += data
-        replies = []
-        while self._unread and not self.over:
-            reply = self._reply()
-            if not reply:
+        sent: "List[Tuple[float, bytes]]" = []
+        replies = size = 0
+        self.pending = False
+        while not self.ending:
+            reply = next(self._machine)
+            if reply is None:
                 break
-            replies.append(reply)
-        return b"".join(replies)
+            sent += reply
+            replies, size = replies + 1, size + sum(len(each) for _, each in reply)
+            if replies >= MAX_REPLIES or size >= MAX_REPLY_SIZE:
+                self.pending = bool(self._unread) and not self.ending
+                break
+        if self.ending:
+            self._unread.clear()
+        if fresh and replies == 1 and not self.in_request and not self._unread and len(data) <= MAX_REPEATED:
+            self._keep(moment, data, sent[0][1])
+        return sent
 
-    def time_out(self) -> bytes:
+    def hold(self, data: bytes) -> None:
+        """Take what the client sent, but let it wait until ``receive()``."""
+        self._unread += data
+        self.pending = True
+        if len(self._unread) > MAX_HEADERS:
+            raise ConnectionAbortedError("a client that is made to wait sends on and on")
+
+    def _keep(self, moment: "Moment", data: bytes, reply: bytes) -> None:
+        """Keep an answer for as long as the moment lasts, if it may be given again."""
+        exchange = self._exchange
+        if exchange is None or exchange.fault or not exchange.response.repeats or len(moment.answers) >= MAX_ANSWERS:
+            return
+        number = dict(exchange.response.headers).get("x-ms-request-id", "").encode()
+        before, _, after = reply.partition(number) if number else (reply, b"", b"")
+        moment.answers[data] = Kept(before, after, self.ending, masked(exchange))
+
+    def time_out(self) -> "List[Tuple[float, bytes]]":
         """End a request that takes too long; return what goes back."""
         return self._refuse("slow")
 
-    def _reply(self) -> bytes:
-        self._unread = self._unread.lstrip(b"\r\n")  # some clients end a body with a line end of their own
-        try:
-            head = read_head(self._unread)
-            if head is None:
-                return b""
-            (verb, target, version), headers, start = head
-            if version == "HTTP/1.1" and "host" not in headers or "," in headers.get("host", ""):
-                raise _Refusal("malformed")
-            read = read_body(headers, self._unread, start)
-        except _Refusal as refusal:
-            return self._refuse(refusal.rule)
-        if read is None:
-            if self.continued or version == "HTTP/1.0" or headers.get("expect", "").lower() != "100-continue":
-                return b""
-            self.continued = True
-            return b"HTTP/1.1 100 Continue\r\n\r\n"
-        body, end = read
-        self._unread, self.continued = self._unread[end:], False
-        request = Request(verb, target, headers, body)
-        with self._lock:
+    def _run(self) -> "Iterator[Optional[List[Tuple[float, bytes]]]]":
+        """Yield what goes back for each request in turn; None where more bytes are needed."""
+        while True:
+            while self._unread and self._unread[0] in b"\r\n":  # some clients end a body with a line end of their own
+                del self._unread[:1]
+            self.in_request = bool(self._unread)
+            if not self._unread:
+                yield None
+                continue
             try:
-                response = self._service.respond(request)
-            except Exception as error:  # one request must not end the service of all
-                response = self._service.refuse("failed", request)
-                note = "%s: %s: %s" % (response.note, type(error).__name__, error)
-                response = response._replace(note=one_line(note))
-        wish = headers.get("connection", "").lower().replace(" ", "").split(",")
-        self.over = "close" in wish if version == "HTTP/1.1" else "keep-alive" not in wish
-        if self._log:
-            self._log_line("%s %s %s" % (verb, target, version), response)
-        connection = "close" if self.over else "keep-alive" if version == "HTTP/1.0" else ""
-        return _write(response, verb != "HEAD", connection)
+                head = yield from self._read_head()
+                body = yield from self._read_body(head)
+            except Rejection as refusal:
+                yield self._refuse(refusal.rule)
+                return
+            self.in_request = False
+            yield self._answer(head, body)
 
-    def _refuse(self, rule: str) -> bytes:
-        with self._lock:
-            response = self._service.refuse(rule)
-        if self._log:
-            self._log_line(self._unread[:80].partition(b"\n")[0].decode("latin-1").rstrip("\r"), response)
-        with_body = not self._unread.startswith(b"HEAD ")
-        self._unread, self.over = b"", True
-        return _write(response, with_body, "close")
+    def _read_head(self) -> "Any":
+        self._line = ""
+        if chr(self._unread[0]) not in TOKEN:  # as of TLS, which waits for an answer before it sends more
+            raise Rejection("malformed")
+        seen = line_end = 0
+        while True:
+            if not line_end:
+                line_end = self._unread.find(b"\n", seen) + 1
+                if (line_end - 1 if line_end else len(self._unread)) > MAX_LINE + 1:
+                    raise Rejection("line-size")
+            found = HEAD_END.search(self._unread, max(0, seen - 3))
+            # Without its end, of up to four bytes, a head is over the limit where it would be with it.
+            if line_end and (found.start() if found else len(self._unread) - 4) - line_end > MAX_HEADERS:
+                raise Rejection("headers-size")
+            if found:
+                break
+            seen = len(self._unread)
+            yield None
+        raw = bytes(self._unread[:found.start()])
+        head = _parse_again(raw) if len(raw) <= MAX_REPEATED else parse_head(raw)
+        del self._unread[:found.end()]
+        self._line = "%s %s %s" % head[:3]
+        if head.version != "HTTP/1.0" and "host" not in head.headers or "," in head.headers.get("host", ""):
+            raise Rejection("malformed")
+        return head
 
-    def _log_line(self, line: str, response: "Response") -> None:
-        """The line of http.server's access log, with the reason of a refusal at its end."""
-        line = "".join(char if char.isprintable() and char != '"' else "\\x%02x" % ord(char) for char in line)
-        assert self._log is not None
-        try:
-            self._log('%s - - [%s] "%s" %d %s' % (
-                self._peer, time.strftime("%d/%b/%Y %H:%M:%S"), line, response.status, response.note or "-"))
-        except Exception:  # a log that can't be written must not cost the answer
-            pass
+    def _read_body(self, head: "Head") -> "Any":
+        headers, length, chunked = head.headers, head.headers.get("content-length", "0"), False
+        if "transfer-encoding" in headers:
+            chunked = headers["transfer-encoding"].lower() == "chunked"
+            if not chunked or "content-length" in headers or head.version == "HTTP/1.0":
+                raise Rejection("malformed")
+        if not length.isdecimal():
+            raise Rejection("malformed")
+        if len(length) > 20 or int(length) > MAX_BODY:
+            raise Rejection("body-size")
+        expects = headers.get("expect", "").lower() == "100-continue" and head.version != "HTTP/1.0"
+        if expects and (chunked or int(length)):
+            yield [(0, b"HTTP/1.1 100 Continue\r\n\r\n")]
+        if chunked:
+            body = yield from self._read_chunks()
+        else:
+            body = yield from self._take(int(length))
+        return body
+
+    def _read_chunks(self) -> "Any":
+        chunks, total = [], 0  # type: List[bytes], int
+        while True:
+            line = yield from self._read_line()
+            found = CHUNK_LINE.match(line)
+            if not found:
+                raise Rejection("malformed")
+            size = int(found.group(1), 16)
+            if not size:
+                break
+            total += size
+            if total > MAX_BODY or len(chunks) >= MAX_CHUNKS:
+                raise Rejection("body-size")
+            chunk = yield from self._take(size + 2)
+            if not chunk.endswith(b"\r\n"):
+                raise Rejection("malformed")
+            chunks.append(chunk[:-2])
+        trailers = 0
+        while line != b"\r\n":
+            line = yield from self._read_line()
+            trailers += len(line)
+            if trailers > MAX_HEADERS:
+                raise Rejection("headers-size")
+            if not line.endswith(b"\r\n"):
+                raise Rejection("malformed")
+            parse_headers([line[:-2].decode("latin-1")] if line != b"\r\n" else [])
+        return b"".join(chunks)
+
+    def _read_line(self) -> "Any":
+        seen = end = 0
+        while not end:
+            end = self._unread.find(b"\n", seen) + 1
+            if (end or len(self._unread)) > MAX_LINE:
+                raise Rejection("malformed")
+            seen = len(self._unread)
+            if not end:
+                yield None
+        line = yield from self._take(end)
+        return line
+
+    def _take(self, size: int) -> "Any":
+        while len(self._unread) < size:
+            yield None
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
+
+    def _answer(self, head: "Head", body: bytes) -> "List[Tuple[float, bytes]]":
+        wish = [word.strip(" \t") for word in head.headers.get("connection", "").lower().split(",")]
+        over = "keep-alive" not in wish if head.version == "HTTP/1.0" else "close" in wish
+        request = Request(head.verb, head.target, head.headers, body, head.version)
+        self._exchange = self._bench.respond(request, self._peer)
+        exchange = self._exchange
+        over = over or exchange.rule == "denied"
+        self.ending = "close" if over else ""
+        connection = "close" if over else "keep-alive" if head.version == "HTTP/1.0" else ""
+        data = format_response(exchange.response, head.verb != "HEAD", connection)
+        return self._spoiled(exchange, data) if exchange.fault else [(0, data)]
+
+    def _spoiled(self, exchange: "Exchange", data: bytes) -> "List[Tuple[float, bytes]]":
+        """An answer as the step of a playbook sends it."""
+        manner = exchange.fault.split()[-1]
+        if manner == "cut":
+            data = data[:len(data) - max(1, len(exchange.response.body) // 2)]
+            self.ending = "close"
+        elif manner in ("reset", "hang"):
+            self.ending, data = manner, b""
+        elif manner == "drip":
+            pieces = [data[at:at + 1] for at in range(len(data))]
+            return [(exchange.seconds, pieces[0])] + [(DRIP_TIME, piece) for piece in pieces[1:]]
+        return [(exchange.seconds, data)]
+
+    def _refuse(self, rule: str) -> "List[Tuple[float, bytes]]":
+        line = self._line or self._unread[:80].partition(b"\n")[0].decode("latin-1").rstrip("\r")
+        self._exchange = self._bench.refuse(rule, line, self._peer)
+        with_body = not line.startswith("HEAD ")
+        self._unread.clear()
+        self.ending, self.in_request = "close", False
+        return [(0, format_response(self._exchange.response, with_body, "close"))]
 
 
-def _http_server(
-    host: str, port: int, converse: "Callable[[str], _Conversation]", new_turn: "Callable[[], None]",
-) -> "Any":
-    """Return an HTTPServer, bound and listening, that serves every connection from one thread."""
+# ==================================================================================================
+# Room 8: emulator
+#
+# What puts the service on a port, by way of http.server; knows http. One thread serves every connection:
+# it waits until sockets are ready or a timer is due, and never for one client. Bytes go in and out of a
+# Conversation; what it wants sent later is a timer. Whatever raises in one conversation ends that one only.
+# ==================================================================================================
+
+REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request, between two, to read a refusal
+READ_SIZE = 16384  # bytes at a time
+MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512 sockets on Windows
+
+
+class _Connection:
+    """A client's socket, what is said over it, what is still to be sent, and since when it is as it is."""
+
+    __slots__ = ("socket", "conversation", "unsent", "later", "since", "blocked", "lingering")
+
+    def __init__(self, client: "Any", conversation: "Conversation", now: float) -> None:
+        self.socket, self.conversation, self.since = client, conversation, now
+        self.unsent = b""
+        self.later: "Any" = collections.deque()  # (seconds after what stands before it, bytes)
+        self.blocked = self.lingering = False
+
+    def is_busy(self) -> bool:
+        return bool(self.unsent or self.later) or self.conversation.in_request
+
+    def time_left(self, now: float) -> float:
+        if self.later or self.conversation.ending == "hang":  # on purpose
+            return 1
+        limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.is_busy() else IDLE_TIME
+        return self.since + limit - now
+
+
+@functools.lru_cache(maxsize=None)
+def _server_class() -> "Any":
+    """The class of the server, made on first use: its base is not imported by a client."""
     import errno
+    import heapq
     import http.server
     import selectors
     import socket
     import socketserver
+    import struct
 
-    class Connection:
-        """A client's socket, what is said over it, what is still to be sent, and since when it is as it is."""
-
-        def __init__(self, client: "socket.socket", peer: str) -> None:
-            self.socket, self.conversation = client, converse(peer)
-            self.unsent, self.since, self.blocked, self.lingering = b"", time.monotonic(), False, False
-
-        def is_busy(self) -> bool:
-            return bool(self.unsent) or self.conversation.in_request
-
-        def time_left(self, now: float) -> float:
-            limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.is_busy() else IDLE_TIME
-            return self.since + limit - now
+    READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
     class Server(http.server.HTTPServer):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        """An HTTPServer, bound and listening, that serves every connection from one thread."""
+
         allow_reuse_address = os.name == "posix"  # elsewhere it would let two servers share a port
         request_queue_size = 512
 
         def server_bind(self) -> None:
             socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for a name
 
-        def __init__(self) -> None:  # which closes it again where it can't listen, so all of it must be there
-            self.connections = set()  # type: set[Connection]
-            self.stopping = False
+        def __init__(self, address: "Tuple[str, int]", bench: "Bench", lock: "Any") -> None:
+            # The base closes all of it again where it can't listen, so all of it must be there before.
+            self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            self.bench, self.lock, self.stopping, self.accepting = bench, lock, False, False
+            self.connections: "set[_Connection]" = set()
+            self.now = time.monotonic()  # of this turn of the loop
+            self.pending: "List[_Connection]" = []  # with requests that can be answered at once
+            self.timers: "List[Tuple[float, int, _Connection]]" = []
             self.waker, self.woken = socket.socketpair()
             self.selector = selectors.DefaultSelector()
-            super().__init__((host, port), converse)  # type: ignore[arg-type]  # not a handler class: there is none
+            by_select = isinstance(self.selector, selectors.SelectSelector)
+            self.most = MAX_BY_SELECT if by_select else sys.maxsize
+            super().__init__(address, Conversation)  # type: ignore[arg-type]  # not a handler class: there is none
             self.socket.setblocking(False)
-            self.selector.register(self.woken, selectors.EVENT_READ)
-            self.accepting = False
+            self.selector.register(self.woken, READ)
             self.accept_again()
 
         def serve_forever(self, poll_interval: float = 1) -> None:
-            swept = time.monotonic()
+            swept, select, serve = time.monotonic(), self.selector.select, self.serve
             try:
                 while not self.stopping:
-                    for key, _ in self.selector.select(poll_interval):
-                        if key.data:
-                            self.serve(key.data)
+                    ready = select(self.wait_time(poll_interval) if self.pending or self.timers else poll_interval)
+                    self.now = time.monotonic()
+                    for key, _ in ready:
+                        if key.data is not None:
+                            serve(key.data)
                         elif key.fileobj is self.socket:
                             self.accept()
                         else:  # woken, by shutdown
                             self.stopping = True
-                    new_turn()
-                    now = time.monotonic()
-                    if now >= swept + poll_interval:
-                        swept = now
+                    self.bench.service.new_turn()
+                    if self.pending or self.timers:
+                        self.go_on()
+                    if self.now >= swept + poll_interval:
+                        swept = self.now
                         self.accept_again()
-                        for connection in [each for each in self.connections if each.time_left(now) <= 0]:
+                        for connection in [each for each in self.connections if each.time_left(swept) <= 0]:
                             self.time_out(connection)
             finally:
                 self.server_close()
 
+        def wait_time(self, most: float) -> float:
+            return 0 if self.pending else max(0, min(most, self.timers[0][0] - time.monotonic()))
+
+        def go_on(self) -> None:
+            """Answer what is pending, and send what is due."""
+            pending, self.pending = self.pending, []
+            for connection in pending:
+                if connection in self.connections:
+                    self.guard(connection, self.converse)
+            while self.timers and self.timers[0][0] <= time.monotonic():
+                connection = heapq.heappop(self.timers)[2]
+                if connection in self.connections and connection.later:
+                    connection.unsent, connection.since = connection.later.popleft()[1], self.now
+                    self.guard(connection, self.send)
+
         def shutdown(self) -> None:
-            self.waker.send(b"\0")
+            self.stopping = True
+            try:
+                self.waker.send(b"\0")
+            except OSError:  # it has ended by itself
+                pass
+
+        def close_port(self) -> None:
+            """Listen no more, at once."""
+            if self.accepting:
+                self.selector.unregister(self.socket)
+                self.accepting = False
+            self.socket.close()
 
         def server_close(self) -> None:
             super().server_close()
@@ -2144,93 +3741,160 @@ def _http_server(
             self.selector.close()
 
         def accept(self) -> None:
-            try:
-                while True:
+            while True:
+                if len(self.connections) >= self.most and not self.make_room():
+                    return
+                try:
                     client, address = self.get_request()
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE):
+                        self.make_room()
+                    return
+                try:
                     client.setblocking(False)
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    connection = Connection(client, address[0])
+                    connection = _Connection(client, Conversation(self.bench, address[0]), time.monotonic())
+                    self.selector.register(client, READ, connection)
                     self.connections.add(connection)
-                    self.selector.register(client, selectors.EVENT_READ, connection)
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):  # the longest idle one yields, or the newcomers wait
-                    second_ago = time.monotonic() - 1
-                    idle = [each for each in self.connections if not each.is_busy() and each.since < second_ago]
-                    if idle:
-                        self.drop(min(idle, key=lambda connection: connection.since))
-                    else:
-                        self.selector.unregister(self.socket)
-                        self.accepting = False
+                except (OSError, ValueError):  # gone already, which macOS says here
+                    client.close()
+
+        def make_room(self) -> bool:
+            """Drop the longest idle connection; where there is none, let the newcomers wait."""
+            second_ago = time.monotonic() - 1
+            idle = [each for each in self.connections if not each.is_busy() and each.since < second_ago]
+            if idle:
+                self.drop(min(idle, key=lambda connection: connection.since))
+            elif self.accepting:
+                self.selector.unregister(self.socket)
+                self.accepting = False
+            return bool(idle)
 
         def accept_again(self) -> None:
-            if not self.accepting:
-                self.selector.register(self.socket, selectors.EVENT_READ)
+            if not self.accepting and not self.stopping:
+                self.selector.register(self.socket, READ)
                 self.accepting = True
 
-        def serve(self, connection: "Connection") -> None:
+        def serve(self, connection: "_Connection") -> None:
             """Do what a connection is ready for: sending the rest of an answer, or else reading."""
-            conversation = connection.conversation
             if connection not in self.connections:  # dropped a moment ago
                 return
-            try:
-                if not connection.unsent:
-                    data = connection.socket.recv(65536)
-                    if not data:
-                        self.drop(connection)
-                        return
-                    if connection.lingering:
-                        return
-                    was_in_request = conversation.in_request
-                    connection.unsent = conversation.receive(data)
-                    if connection.unsent and not conversation.continued or not was_in_request:
-                        connection.since = time.monotonic()
-                self.send(connection)
-            except (BlockingIOError, InterruptedError):
-                pass
-            except Exception:  # reset, or gone; or a fault of ours, which must not end the service of all
-                self.drop(connection)
-
-        def send(self, connection: "Connection") -> None:
             if connection.unsent:
+                self.guard(connection, self.send)
+                return
+            if connection.conversation.pending and not connection.later:  # its turn comes
+                return
+            try:
+                data = connection.socket.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.drop(connection)
+            elif not connection.lingering:
+                self.guard(connection, self.converse, data)
+
+        def guard(self, connection: "_Connection", do: "Callable[..., None]", *arguments: "Any") -> None:
+            """Do something for one connection; what it raises ends that connection and no other."""
+            try:
+                do(connection, *arguments)
+            except OSError:  # reset, or gone
+                self.drop(connection)
+            except Exception as error:  # a fault of ours
+                self.drop(connection)
+                with self.lock:
+                    self.bench.report(error)
+
+        def converse(self, connection: "_Connection", data: bytes = b"") -> None:
+            conversation = connection.conversation
+            if connection.later:  # it is made to wait, and so is what it says meanwhile
+                conversation.hold(data)
+                return
+            began = not conversation.in_request
+            with self.lock:
+                parts = conversation.receive(data)
+            if began or parts:
+                connection.since = self.now
+            if len(parts) == 1 and not parts[0][0]:  # as nearly always
+                connection.unsent = parts[0][1]
+                self.send(connection)
+            elif parts or conversation.ending:
+                self.deliver(connection, parts)
+
+        def deliver(self, connection: "_Connection", parts: "List[Tuple[float, bytes]]") -> None:
+            connection.later.extend(parts)
+            self.next_part(connection)
+            self.send(connection)
+
+        def next_part(self, connection: "_Connection") -> None:
+            """Make ready what can be sent now, and set a timer for what can't."""
+            ready = []
+            while connection.later and not connection.later[0][0]:
+                ready.append(connection.later.popleft()[1])
+            connection.unsent += b"".join(ready)
+            if connection.later and not connection.unsent:
+                heapq.heappush(self.timers, (time.monotonic() + connection.later[0][0], id(connection), connection))
+
+        def send(self, connection: "_Connection") -> None:
+            while connection.unsent:
                 try:
                     sent = connection.socket.send(connection.unsent)
-                except BlockingIOError:
+                except (BlockingIOError, InterruptedError):
                     sent = 0
                 connection.unsent = connection.unsent[sent:]
-                if bool(connection.unsent) != connection.blocked:
-                    connection.blocked = not connection.blocked
-                    event = selectors.EVENT_WRITE if connection.blocked else selectors.EVENT_READ
-                    self.selector.modify(connection.socket, event, connection)
-                if connection.blocked:
-                    return
-            if connection.conversation.over:  # closed at once, unread data would reset it before the answer is read
-                connection.socket.shutdown(socket.SHUT_WR)
-                connection.lingering, connection.since = True, time.monotonic()
+                if connection.unsent:
+                    connection.since = self.now if sent else connection.since
+                    break
+                if connection.later:
+                    self.next_part(connection)
+            if bool(connection.unsent) != connection.blocked:  # what does not read is not read
+                connection.blocked = not connection.blocked
+                self.selector.modify(connection.socket, WRITE if connection.blocked else READ, connection)
+            conversation = connection.conversation
+            if (conversation.ending or conversation.pending) and not connection.unsent and not connection.later:
+                if conversation.ending:
+                    self.end(connection)
+                else:
+                    self.pending.append(connection)
 
-        def time_out(self, connection: "Connection") -> None:
+        def end(self, connection: "_Connection") -> None:
+            ending = connection.conversation.ending
+            if ending == "reset":
+                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.drop(connection)
+                return
+            if ending == "close":  # closed at once, unread data would reset it before the answer is read
+                connection.socket.shutdown(socket.SHUT_WR)
+            connection.lingering, connection.since = True, self.now
+
+        def time_out(self, connection: "_Connection") -> None:
             if not connection.conversation.in_request or connection.unsent or connection.lingering:
                 self.drop(connection)
                 return
-            connection.unsent = connection.conversation.time_out()
-            try:
-                self.send(connection)
-            except OSError:
-                self.drop(connection)
 
-        def drop(self, connection: "Connection") -> None:
-            self.connections.discard(connection)
-            self.selector.unregister(connection.socket)
-            connection.socket.close()
-            self.accept_again()
+            def refuse(connection: "_Connection") -> None:
+                with self.lock:
+                    parts = connection.conversation.time_out()
+                self.deliver(connection, parts)
 
-    return Server()
+            self.guard(connection, refuse)
+
+        def drop(self, connection: "_Connection") -> None:
+            if connection in self.connections:
+                self.connections.discard(connection)
+                self.selector.unregister(connection.socket)
+                connection.socket.close()
+                self.accept_again()
+
+    return Server
 
 
 class Clock:
     """The time of an emulator, in seconds since 1970: ``clock()``. It follows ``source``, ``scale`` times
-    as fast, until it is told otherwise. Raises ValueError for a time outside the years 1970 to 8000."""
+    as fast, until it is told otherwise. Raises ValueError for a time outside the years 1970 to 2999."""
 
-    def __init__(self, source: "Callable[[], float]" = time.time, scale: float = 1) -> None:
+    def __init__(self, source: "Callable[[], float]" = time.time, *, scale: float = 1) -> None:
         import threading
 
         now = source()
@@ -2257,10 +3921,31 @@ class Clock:
         with self._lock:
             self._set(self._source(), self(), self._normal if scale is None else scale)
 
+    def reset(self) -> None:
+        """Show what the source shows, and follow it as at first."""
+        with self._lock:
+            now = self._source()
+            self._run = now, now, self._normal
+
     def _set(self, seen: float, then: float, scale: float) -> None:
-        if not 0 <= then < 190e9 or not 0 <= scale < 1e9:
+        if not 0 <= then <= LAST_CLOCK or not 0 <= scale < 1e9:
             raise ValueError("a clock can't show %r seconds since 1970, or run %r times as fast" % (then, scale))
         self._run = seen, then, scale
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _locked(operation: "Callable[..., Any]") -> "Any":
+    """An operation of Bench as a method of Emulator: the same signature and documentation, safe in any thread."""
+    @functools.wraps(operation)
+    def method(self: "Emulator", *args: "Any", **kwargs: "Any") -> "Any":
+        with self._lock:
+            return operation(self._bench, *args, **kwargs)
+
+    return method
 
 
 class Emulator:
@@ -2270,20 +3955,27 @@ class Emulator:
     ...     vm.get("compute/name")
     'avset2'
 
-    instance       dict in the shape of ``/metadata/instance``, or a whole VM as ``imds snapshot`` writes
-                   it; what it lacks is empty. None: ``profile``
-    host, port     where it listens; port 0 is a free one
-    rate_limit     requests a second, refilled all the time, and 20 to the identity service; 0 is off.
-                   None: off, but 5 ``as_of`` 2018
-    cloud          the value of azEnvironment: a key of CLOUDS. None: the document's
-    versions       the api-versions that it serves, of the documented ones. None: all
-    as_of          "2018" is the service of the 2018 document: its versions by cloud, its errors
-    profile        the built-in VM: "linux", "windows" or "scaleset"
-    clock          a function that returns the time in seconds since 1970, or a Clock
-    log            called with a line per request, str
-    identities     the managed identities: "system", "user:NAME". None: the document's, or "system"
-    load_balancer  True: it has one, unless the document says which
-    attested_flaw  a key of FLAWS: its attested documents are to be refused
+    instance         dict in the shape of ``/metadata/instance``, or a whole VM as ``imds snapshot`` writes
+                     it; what it lacks is empty. None: ``profile``
+    host, port       where it listens; port 0 is a free one
+    rate_limit       requests a second, refilled all the time, and 20 to the identity service; 0 is off.
+                     None: off, but 5 ``as_of`` 2018
+    cloud            the value of azEnvironment: a key of CLOUDS. None: the document's
+    versions         the api-versions that it serves. None: the documented ones, and silently a few that shipped
+                     clients use
+    as_of            "2018" is the service of the 2018 document: its versions by cloud, its errors
+    profile          the built-in VM: "linux" (the default), "windows" or "scaleset"
+    clock            a function that returns the time in seconds since 1970, or a Clock
+    log              called with a line per request, str
+    identities       the managed identities: see ``identities`` below. None: the document's, or "system"
+    load_balancer    True: it has one, unless the document says which; or such a document
+    attested_flaw    a key of FLAWS: its attested documents are to be refused
+    attested_issuer  URL at which a verifier finds the issuer of their certificate. None: this emulator
+    allow_hosts      names that a Host header may say besides "localhost", ``host`` and addresses, so that no web page
+                     reads or changes anything; bound elsewhere than to loopback, any name reads /metadata
+    faults           playbooks and situations: see ``fail``
+    control          True: the operations are at /imds/, for any language
+    among            of a ScaleSet: its number, and what it shares with the others
 
     ``vm.clock`` is the one clock of all of it: ``vm.clock.advance(900)``, ``vm.clock.freeze()``.
     ``start`` and ``stop`` do without ``with``. All of it may be used from any thread. Raises
@@ -2291,49 +3983,75 @@ class Emulator:
     """
 
     def __init__(
-        self, instance: "Optional[Mapping[str, Any]]" = None, host: str = "127.0.0.1", port: int = 0,
+        self, instance: "Optional[Mapping[str, Any]]" = None, *, host: str = "127.0.0.1", port: int = 0,
         rate_limit: "Optional[float]" = None, cloud: "Optional[str]" = None,
-        versions: "Optional[Iterable[str]]" = None, as_of: "Optional[str]" = None, profile: str = "linux",
+        versions: "Optional[Iterable[str]]" = None, as_of: "Optional[str]" = None, profile: "Optional[str]" = None,
         clock: "Callable[[], float]" = time.time, log: "Optional[Callable[[str], None]]" = None,
-        identities: "Optional[Iterable[str]]" = None, load_balancer: bool = False,
-        attested_flaw: "Optional[str]" = None,
+        identities: "Optional[Iterable[Any]]" = None, load_balancer: "Any" = None,
+        attested_flaw: "Optional[str]" = None, attested_issuer: "Optional[str]" = None,
+        allow_hosts: "Iterable[str]" = (), faults: "Iterable[str]" = (), control: bool = False,
+        among: "Any" = None,
     ) -> None:
         import threading
 
         self.clock = clock if isinstance(clock, Clock) else Clock(clock)
-        self._service = Service(self.clock, instance, profile, cloud, versions, as_of, rate_limit, identities,
-                                load_balancer, attested_flaw)
-        self._address, self._log = (host, port), log
-        self._lock = threading.RLock()
-        self._server = None  # type: Any
-        self._thread = None  # type: Optional[threading.Thread]
+        hosts = {name.lower() for name in [host, "localhost"] + list(allow_hosts)}
+        vm, events, lock = among or (0, None, threading.RLock())
+        self._bench = Bench(
+            self.clock, instance, log=log, profile=profile, cloud=cloud, versions=versions, as_of=as_of,
+            rate_limit=rate_limit, identities=identities, load_balancer=load_balancer, attested_flaw=attested_flaw,
+            attested_issuer=attested_issuer, only_hosts=hosts if is_loopback(host) else None, hosts=hosts,
+            control=control, vm=vm, events=events)
+        for playbook in faults:
+            self._bench.fail(playbook)
+        self._address, self._has_control = (host, port), control
+        self._lock, self._starting = lock, threading.Lock()
+        self._server: "Any" = None
+        self._thread: "Optional[threading.Thread]" = None
+        self._ending: "Optional[threading.Thread]" = None  # the last one that was told to
 
     def start(self) -> "Emulator":
         """Listen, and answer from a thread of its own."""
         import threading
 
-        if self._server:
-            raise RuntimeError("the emulator at %s is already started" % self.url)
-        self._server = _http_server(self._address[0], self._address[1], self._converse, self._service.new_turn)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="imds-emulator", daemon=True)
-        self._thread.start()
+        ending = self._ending
+        if ending and ending is not threading.current_thread():
+            ending.join()  # it may have the port still
+        with self._starting:
+            if self._server:
+                raise RuntimeError("the emulator at %s is already started" % self.url)
+            server = _server_class()(self._address, self._bench, self._lock)
+            thread = threading.Thread(target=server.serve_forever, name="imds-emulator", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                server.server_close()
+                raise OSError(str(error)) from None
+            self._server, self._thread = server, thread
+            self._bench.be_at(self.url)
         return self
 
-    def wait(self) -> None:
-        """Return when it has been stopped; a signal interrupts."""
-        while self._thread and self._thread.is_alive():
+    def wait(self, seconds: "Optional[float]" = None) -> bool:
+        """Return when it has been stopped, or after ``seconds``, and whether it still runs; a signal interrupts."""
+        until = None if seconds is None else time.monotonic() + seconds
+        while self._thread and self._thread.is_alive() and (until is None or time.monotonic() < until):
             self._thread.join(0.5)
+        return bool(self._thread)
 
     def stop(self) -> None:
         """Close every connection and the port, at once."""
         import threading
 
-        with self._lock:
+        with self._starting:
             server, thread, self._server, self._thread = self._server, self._thread, None, None
-        if server and thread:
+            self._ending = thread or self._ending
+        own = thread is threading.current_thread()
+        if server and own:  # called by its own log: it ends after this turn, but its port is free at once
+            server.close_port()
+        if server:
             server.shutdown()
-            if thread is not threading.current_thread():
-                thread.join()
+        if thread and not own:
+            thread.join()
 
     def __enter__(self) -> "Emulator":
         return self.start()
@@ -2341,15 +4059,13 @@ class Emulator:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _converse(self, peer: str) -> "_Conversation":
-        return _Conversation(self._service, self._lock, self._log, peer)
-
     @property
     def port(self) -> int:
         """The port it listens on."""
-        if not self._server:
+        server = self._server
+        if not server:
             raise RuntimeError("the emulator is not started: use start(), or 'with Emulator() as vm:'")
-        return int(self._server.server_address[1])
+        return int(server.server_address[1])
 
     @property
     def url(self) -> str:
@@ -2358,395 +4074,560 @@ class Emulator:
         return "http://%s:%d" % ("[%s]" % host if ":" in host else host, self.port)
 
     @property
-    def instance(self) -> "Dict[str, Any]":
-        """A copy of the instance document, complete."""
-        import copy
-
-        with self._lock:
-            return copy.deepcopy(self._service.instance)
+    def environ(self) -> "Dict[str, str]":
+        """The variables that point this client and the SDKs at it, past any proxy: for ``os.environ`` or a process."""
+        host, names = self.url.rpartition(":")[0][len("http://"):].strip("[]"), {}
+        for name in ("NO_PROXY", "no_proxy"):
+            others = [each for each in os.environ.get(name, "").split(",") if each and each != host]
+            names[name] = ",".join(others + [host])
+        names.update(AZURE_IMDS_ENDPOINT=self.url, AZURE_POD_IDENTITY_AUTHORITY_HOST=self.url)
+        return dict(names, AZURE_IMDS_CONTROL=self.url + "/imds") if self._has_control else names
 
     @property
     def versions(self) -> "List[str]":
-        """The api-versions that it serves, oldest first."""
-        return list(self._service.versions)
-
-    def update(self, patch: "Mapping[str, Any]") -> None:
-        """Change the running VM by a JSON merge patch (RFC 7386) of its instance document.
-
-        >>> vm.update({"compute": {"tags": "Department:IT"}})
-
-        Raises ValueError, and changes nothing, where a value has the wrong shape.
-        """
-        with self._lock:
-            self._service.update(patch)
+        """The api-versions that it offers, oldest first."""
+        return list(self._bench.service.versions)
 
     @property
-    def identities(self) -> "List[Dict[str, str]]":
-        """A copy of the managed identities: dicts of type, clientId, objectId, resourceId. May be set, to
-        such dicts or to "system" and "user:NAME"."""
+    def name(self) -> str:
+        """The name of the VM."""
+        return str(self._bench.service.instance["compute"]["name"])
+
+    def become_first_of(self, vms: "Sequence[Emulator]") -> None:
+        """Let the operations at /imds/ take ``vm``, the number of one of these."""
+        self._bench.siblings = [vm._bench for vm in vms]
+
+    @property
+    def rate_limit(self) -> float:
+        """Requests a second, or 0."""
+        return self._bench.service.rate_limit
+
+    instance = property(_locked(Bench.instance), doc=Bench.instance.__doc__)
+    identities = property(_locked(Bench.identities), _locked(Bench.identities), doc=Bench.identities.__doc__)
+    load_balancer = property(_locked(Bench.load_balancer), _locked(Bench.load_balancer),
+                             doc=Bench.load_balancer.__doc__)
+    requests = property(_locked(Bench.requests), doc=Bench.requests.__doc__)
+    update, schedule, play = _locked(Bench.update), _locked(Bench.schedule), _locked(Bench.play)
+    approve, cancel, attested = _locked(Bench.approve), _locked(Bench.cancel), _locked(Bench.attested)
+    advance, freeze, resume = _locked(Bench.advance), _locked(Bench.freeze), _locked(Bench.resume)
+    reset, replace, fail = _locked(Bench.reset), _locked(Bench.replace), _locked(Bench.fail)
+    recover, faults, lint = _locked(Bench.recover), _locked(Bench.faults), _locked(Bench.lint)
+    assert_requested, assert_not_requested = _locked(Bench.assert_requested), _locked(Bench.assert_not_requested)
+    events = _locked(Bench.events)
+
+    def wait_for(
+        self, path: str, *, times: int = 1, timeout: float = 10, verb: "Optional[str]" = None,
+        headers: "Optional[Mapping[str, str]]" = None, query: "Optional[Mapping[str, str]]" = None,
+    ) -> "List[Exchange]":
+        """Return the requests like this as soon as there are so many; after ``timeout`` seconds raise AssertionError,
+        as ``assert_requested`` does."""
+        import threading
+
+        came, until = threading.Event(), time.monotonic() + timeout
         with self._lock:
-            return [dict(identity) for identity in self._service.identities]
+            self._bench.watchers.append(came.set)
+        try:
+            while True:
+                came.clear()
+                with self._lock:
+                    found = self._bench.requests(path, verb=verb, headers=headers, query=query)
+                    if len(found) >= times:
+                        return found
+                    if time.monotonic() >= until:
+                        self._bench.assert_requested(path, times=times, verb=verb, headers=headers, query=query)
+                came.wait(max(0, until - time.monotonic()))
+        finally:
+            with self._lock:
+                self._bench.watchers.remove(came.set)
 
-    @identities.setter
-    def identities(self, identities: "Iterable[Any]") -> None:
-        with self._lock:
-            self._service.identities = [each if isinstance(each, str) else dict(each) for each in identities]
+class ScaleSet:
+    """The VMs of one scale set, each an Emulator at a port of its own, with one clock and one list of scheduled
+    events: an approval by one starts an event for all.
 
-    def schedule(
-        self, kind: str, resources: "Optional[Iterable[str]]" = None, not_before: "Optional[float]" = None,
-        duration: "Optional[int]" = None, source: str = "Platform", description: "Optional[str]" = None,
-    ) -> str:
-        """Schedule an event and return its EventId.
+    >>> with ScaleSet(3) as vms:
+    ...     event_id = vms.schedule("Reboot", resources=[vms[1].name])
+    ...     [vm.get("compute/platformFaultDomain") for vm in vms]
+    ['0', '1', '2']
 
-        kind         the EventType, a key of EVENT_TYPES
-        resources    names of VMs. None: this one
-        not_before   seconds from now, or since 1970. None: the notice that the type is documented to give
-        duration     DurationInSeconds. None: the type's
-        source       "Platform" or "User"
-        description  None: what the service says for that type and source
+    count    how many, up to 1000; they are numbered from 0, with names, ids, addresses, domains and zones as Azure
+             numbers them
+    port     of the first; the others follow it. 0: free ones
+    clock    as for Emulator
 
-        It is Scheduled, then Started once it is approved or NotBefore comes, then gone. Raises ValueError
-        for what no event has.
-        """
-        with self._lock:
-            return self._service.schedule(kind, resources, not_before, duration, source, description)
+    All else is as for Emulator, and the same for each. ``control`` is that of the first; its operations take ``vm``.
+    """
 
-    def play(self, scenario: str) -> str:
-        """Schedule the event of one of Azure's own scenarios, a key of SCENARIOS; return its EventId."""
-        with self._lock:
-            return self._service.play(scenario)
+    def __init__(
+        self, count: int, *, profile: str = "scaleset", port: int = 0, clock: "Callable[[], float]" = time.time,
+        control: bool = False, **settings: "Any",
+    ) -> None:
+        import threading
 
-    def cancel(self, event_id: str) -> None:
-        """Take an event off the list. Raises ValueError where there is none."""
-        with self._lock:
-            self._service.cancel(event_id)
+        if check(count, int, "count") < 1:
+            raise ValueError("a scale set has at least one VM")
+        self.clock = clock if isinstance(clock, Clock) else Clock(clock)
+        shared = Events(self.clock), threading.RLock()
+        self._vms = [Emulator(make_vm(profile, number=number), port=port and port + number, clock=self.clock,
+                              control=control and number == 0, among=(number,) + shared, **settings)
+                     for number in range(count)]
+        self._vms[0].become_first_of(self._vms)
 
-    def attested(self, nonce: str = "", api_version: str = NEWEST, flaw: "Optional[str]" = None) -> "Dict[str, str]":
-        """The attested document as the service answers it; with ``flaw``, a key of FLAWS, one to be refused."""
-        with self._lock:
-            return self._service.attested(_known(api_version, VERSIONS, "api-version"), nonce,
-                                          flaw and _known(flaw, FLAWS, "flaw"))
+    def start(self) -> "ScaleSet":
+        """Start all; where one can't, none is."""
+        try:
+            for vm in self._vms:
+                vm.start()
+        except OSError:
+            self.stop()
+            raise
+        return self
 
-    def get(self, path: str = "", **settings: "Any") -> "Any":
-        """Ask this emulator: ``imds.get`` with its endpoint; all there is in this room of the next."""
-        return get(path, endpoint=self.url, **settings)
+    def stop(self) -> None:
+        """Stop all."""
+        for vm in self._vms:
+            vm.stop()
+
+    def wait(self, seconds: "Optional[float]" = None) -> bool:
+        """As that of the first VM."""
+        return self._vms[0].wait(seconds)
+
+    def __enter__(self) -> "ScaleSet":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __len__(self) -> int:
+        return len(self._vms)
+
+    def __getitem__(self, number: int) -> "Emulator":
+        return self._vms[number]
+
+    def schedule(self, kind: str, **arguments: "Any") -> str:
+        """As ``Emulator.schedule``: an event that all VMs show."""
+        return str(self._vms[0].schedule(kind, **arguments))
+
+    def reset(self) -> None:
+        """Put everything back as it was at the start."""
+        for vm in self._vms:
+            vm.reset()
+
+    @property
+    def environ(self) -> "Dict[str, str]":
+        """As that of the first VM; AZURE_IMDS_ENDPOINTS has the URLs of all, with blanks between them."""
+        return dict(self._vms[0].environ, AZURE_IMDS_ENDPOINTS=" ".join(vm.url for vm in self._vms))
 
 
 # ==================================================================================================
-# Room 5: client
+# Room 9: client
 #
-# urllib to a service; knows the core. Never through a proxy, never behind a redirect; an answer is
-# checked before it is believed, and asked for again while the service asks for patience.
+# urllib to a service; knows the contract, the core and documents, and what a token or a proof looks like. Never
+# through a proxy, never behind a redirect. Every socket operation of a call ends at the call's deadline, whatever
+# the other side sends; an answer is checked before it is believed, and asked for again by the rows of PATIENCE and
+# RETRIED. Nothing of what the identity service says is ever quoted: a token may be in it.
 # ==================================================================================================
 
-TIMEOUT = 2  # seconds to connect, and then for each piece of the answer
-DEADLINE = 20  # seconds in all, retries included
-GONE_DEADLINE = 70  # the same while the service answers 410: the VM is being moved (documented)
-TOKEN_TIMEOUT, EVENTS_TIMEOUT = 10, 120  # the same as TIMEOUT for a new token, for the first list of events
 TOKEN_VERSION = "2018-02-01"
 MAX_REPLY = 4 * 1024 * 1024  # bytes
-RETRIED = {  # and 5xx, never another 4xx; with advice for when it does not help
-    408: "try again",
-    410: "the VM is being moved; try again in a minute",
-    429: "ask less often than 5 times a second",
-}
-
-Reply = collections.namedtuple("Reply", "status content_type server date body url")
+NOBODY = 2  # seconds after which it is said that nobody answers, where no deadline was given
+RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is good still
+ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
-class Refused(Error):
-    """The service understood and said no: 400, 403, 405 and the like. Asking again would not help."""
+class Reply(collections.namedtuple("Reply", "status headers data url")):
+    """What the service answered. ``headers``: a mapping that takes names in any case; ``data``: bytes of the body."""
+
+    __slots__ = ()
+
+    @property
+    def content_type(self) -> str:
+        """Its type, without the charset."""
+        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds to wait, or 0."""
+        seconds = self.headers.get("retry-after", "")
+        return int(seconds) if re.match(r"[0-9]{1,9}\Z", seconds) else 0
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether a token may be in it."""
+        return "/metadata/identity" in self.url
+
+    @property
+    def body(self) -> "Optional[str]":
+        """The body as text, where it may be shown: of the identity service only what the contract says of it."""
+        text = self.data.decode("utf-8", "replace")
+        if not self.is_secret:
+            return str(text)
+        return text if text in _identity_refusals() else None
+
+    def __repr__(self) -> str:  # as in a traceback with the values of variables
+        return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
 
 
-class Unreachable(Error, OSError):
-    """Nobody answered, or not in time. Also an OSError."""
-
-    exit_code = 3
-
-
-class Unavailable(Error):
-    """The service answered, but was throttling, moving or failing until the deadline."""
-
-    exit_code = 4
+@functools.lru_cache(maxsize=None)
+def _identity_refusals() -> "frozenset[str]":
+    bodies = [refusal.body for refusal in REFUSALS.values()] + list(DIALECTS["identity"].values())
+    return frozenset(body for body in bodies if body.startswith("{") and "$" not in body)
 
 
-class NotIMDS(Error):
-    """What answers is not the Instance Metadata Service: a captive portal, say, or another cloud's."""
+def attested_content(document: "Mapping[str, str]") -> "Dict[str, Any]":
+    """The content of an attested document, {"nonce": str, "timeStamp": {...}, "vmId": str, ...}. Its signature
+    is not looked at. Raises ValueError."""
+    import base64
 
-    exit_code = 5
-
-
-def get(
-    path: str = "", *, api_version: "Optional[str]" = None, format: "Optional[str]" = None,
-    endpoint: "Optional[str]" = None, timeout: "Optional[float]" = None,
-    deadline: "Optional[float]" = None
-) -> "Any":
-    """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
-
-    path         "compute/vmId", "instance/compute/vmId", "/metadata/instance/compute/vmId", or such a
-                 URL; "" is the whole document. With a query it goes to the service as it is, and comes
-                 back as JSON parsed or as text
-    api_version  None: the newest that this file knows, or else the newest that the service offers
-    format       "text": what the service prints with format=text, as str. None, "json": as it is
-    endpoint     base URL. None: $AZURE_IMDS_ENDPOINT, or http://169.254.169.254
-    timeout      seconds to connect, and then for each piece of the answer. None: 2
-    deadline     seconds in all, retries included. None: 20, and 70 while the VM is being moved (410)
-
-    Raises NotFound (a KeyError), Refused, Unreachable (an OSError), Unavailable, NotIMDS, all of them
-    Error; ValueError for an endpoint, a URL or a format that can't be used.
-    """
-    return Client(endpoint, api_version=api_version, timeout=timeout, deadline=deadline).get(path, format=format)
+    try:
+        content = _parse_json(signed_content(base64.b64decode(document["signature"], validate=True)))
+        return dict(check(content, dict, "its content"))
+    except (KeyError, TypeError) as error:
+        raise ValueError("not an attested document: %r" % error) from None
 
 
-def scheduled_events(endpoint: "Optional[str]" = None) -> "Dict[str, Any]":
-    """Return the scheduled events of this VM and its neighbours in an availability set or scale set.
-
-    {"DocumentIncarnation": int, "Events": [{"EventId": str, "EventStatus": "Scheduled" or "Started",
-    "EventType": str, "ResourceType": "VirtualMachine", "Resources": [name, ...], "NotBefore": str, "" once
-    Started, "Description": str, "EventSource": str, "DurationInSeconds": int}, ...]}; ``parse_time`` reads a
-    NotBefore. The first request to a VM may take two minutes (documented). Raises Error.
-    """
-    return Client(endpoint).scheduled_events()
+def _endpoint(endpoint: "Optional[str]") -> "Tuple[str, str]":
+    """The base URL to ask, and what led there, for messages."""
+    if endpoint is not None:
+        return endpoint.rstrip("/"), ""
+    if "AZURE_IMDS_ENDPOINT" in os.environ:
+        return os.environ["AZURE_IMDS_ENDPOINT"].rstrip("/"), "AZURE_IMDS_ENDPOINT"
+    return DEFAULT_ENDPOINT, ""
 
 
-def approve(*event_ids: str, endpoint: "Optional[str]" = None) -> None:
-    """Let scheduled events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
-    Client(endpoint).approve(*event_ids)
-
-
-def watch_events(interval: float = 1, endpoint: "Optional[str]" = None) -> "Iterator[Dict[str, Any]]":
-    """Yield what ``scheduled_events`` returns, now and then whenever it has changed: once for each
-    DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second. It ends with
-    the Error that ``scheduled_events`` raises when the service fails for longer than the deadline."""
-    return Client(endpoint).watch_events(interval)
-
-
-def token(
-    resource: str, *, client_id: "Optional[str]" = None, object_id: "Optional[str]" = None,
-    msi_res_id: "Optional[str]" = None, endpoint: "Optional[str]" = None
-) -> str:
-    """Return an access token of a managed identity of this VM for ``resource``, "https://vault.azure.net".
-
-    client_id, object_id or msi_res_id says which identity; none of them: the system-assigned one, or else
-    the only user-assigned one. A token is kept until five minutes before it expires. Raises Refused
-    where there is no such identity, and the other kinds of Error.
-    """
-    return _shared_client(_endpoint(endpoint)).token(
-        resource, client_id=client_id, object_id=object_id, msi_res_id=msi_res_id)
-
-
-def _endpoint(endpoint: "Optional[str]") -> str:
-    return (endpoint or os.environ.get("AZURE_IMDS_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-
-
-@functools.lru_cache(maxsize=16)
-def _shared_client(endpoint: str) -> "Client":
-    return Client(endpoint)
-
-
-def attested(
-    nonce: "Optional[str]" = None, endpoint: "Optional[str]" = None
-) -> "Tuple[Dict[str, str], Dict[str, Any]]":
-    """Return the attested document, {"encoding": "pkcs7", "signature": base64}, and its decoded content.
-
-    Checked are the nonce, that vmId is this VM's, and that it is valid now; Refused is raised where one
-    is not right. NOT checked are the signature and the chain of certificates: the standard library
-    can't. Whoever the document is meant for must check them, with openssl for example.
-    """
-    return Client(endpoint).attested(nonce)
+def say(line: str) -> None:
+    """Write a line to standard error, if there is somebody to read it."""
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # full, closed or absent
+        pass
 
 
 class Client:
-    """The service at one endpoint, with the settings of ``get``. It may be used from any thread.
+    """The service at one endpoint. It may be used from any thread.
 
-    ``clock`` (monotonic, in seconds), ``sleep`` and ``now`` (seconds since 1970) stand in for those of
-    ``time`` in tests.
+    endpoint     base URL. None: $AZURE_IMDS_ENDPOINT, or http://169.254.169.254
+    api_version  None: the newest that this file knows, or else the newest that the service offers
+    timeout      seconds to connect, and then for each piece of the answer. None: see PATIENCE
+    deadline     seconds in all: names, connections, every request and pause. None: see PATIENCE
+    clock, timer, sleep
+                 stand in for those of ``time`` in tests: seconds since 1970; seconds that only go forward; a pause
+
+    Each method is a function of the module, too, which takes the first four of these by name. What a method asks
+    raises NotFound (a KeyError), Refused, Unreachable (an OSError), Unavailable or NotIMDS, all of them Error; a value
+    that can't be used raises ValueError.
     """
 
     def __init__(
         self, endpoint: "Optional[str]" = None, *, api_version: "Optional[str]" = None,
         timeout: "Optional[float]" = None, deadline: "Optional[float]" = None,
-        clock: "Callable[[], float]" = time.monotonic,
-        sleep: "Callable[[float], None]" = time.sleep, now: "Callable[[], float]" = time.time
+        clock: "Callable[[], float]" = time.time, timer: "Callable[[], float]" = time.monotonic,
+        sleep: "Callable[[float], None]" = time.sleep,
     ) -> None:
-        self.endpoint = _endpoint(endpoint)
-        if not re.match(r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$", self.endpoint, re.A):
-            raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r" % (DEFAULT_PORT, self.endpoint))
+        self.endpoint, self._led_by = _endpoint(endpoint)
+        if not re.match(ENDPOINT_FORM, self.endpoint, re.A):
+            raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r%s" % (
+                DEFAULT_PORT, self.endpoint, self._led_by and ", which is the value of " + self._led_by))
         if not all(seconds is None or 0 < seconds < 1e6 for seconds in (timeout, deadline)):
             raise ValueError("timeout and deadline must be more than 0 seconds")
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
-        self._clock, self._sleep, self._now = clock, sleep, now
-        self._negotiated, self._events_version = None, EVENTS_NEWEST  # type: Optional[str], str
+        self._clock, self._timer, self._sleep = clock, timer, sleep
+        self._negotiated: "Dict[str, str]" = {}  # by endpoint
+        self._listed_events = False
         self.ahead = 0.0  # seconds by which the clock that NotBefore goes by is ahead of ours
-        self._tokens = {}  # type: Dict[str, Tuple[float, Dict[str, str]]]
+        self._tokens: "Dict[str, Any]" = {}
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
-        """As ``imds.get``."""
+        """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
+
+        path    "compute/vmId", "instance/compute/vmId", "/metadata/instance/compute/vmId", or such a URL; "" is the
+                whole document. With a query it goes to the service as it is, but for an api-version where it lacks
+                one, and comes back as JSON parsed or as text
+        format  "text": what the service prints with format=text, as str. None, "json": as it is
+        """
         return self.get_all([path], format=format)[0]
 
     def get_all(self, paths: "Iterable[str]", *, format: "Optional[str]" = None) -> "List[Any]":
         """As ``get`` for each of ``paths``; the instance document is asked for once."""
         if format not in (None, "json", "text"):
             raise ValueError("format must be 'json' or 'text', not %r" % format)
-        begun, document, nodes = self._clock(), None, []  # type: float, Optional[Dict[str, Any]], List[Any]
+        call, document, nodes = self._call(), None, []  # type: _Call, Optional[Dict[str, Any]], List[Any]
         for target in [self._target(path) for path in paths]:
             if "?" in target or not target.startswith("/metadata/instance/"):
-                node = _content(self._whole(target, begun))
-                nodes.append(format_text(node) if format == "text" else node)
-                continue
-            document = document or self._instance(begun)
-            try:
-                node = resolve(document, target[len("/metadata/instance/"):])
-            except NotFound as error:
-                url = self.endpoint + "/metadata/instance"
-                raise NotFound("%s (%s at %s)" % (error, url, self.api_version or self._negotiated), url=url) from None
+                node = _content(self._whole(target, call))
+            else:
+                document = document or self._instance(call)
+                node = self._node(document, target[len("/metadata/instance/"):])
             nodes.append(format_text(node) if format == "text" else node)
         return nodes
 
-    def scheduled_events(self) -> "Dict[str, Any]":
-        """Return the list of scheduled events: {"DocumentIncarnation": int, "Events": [dict, ...]}."""
-        reply = self._ask_events()
-        document = _content(reply)
+    def _node(self, document: "Dict[str, Any]", path: str) -> "Any":
         try:
-            self.ahead = (parse_time(reply.date) or self._now()) - self._now()
-            for event in document["Events"]:
-                parse_time(event["NotBefore"])
-                format_json([event["EventId"], event["EventStatus"], event["EventType"], ",".join(event["Resources"])])
-            if document["DocumentIncarnation"] is not None:
-                return dict(document)
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return resolve(document, path)
+        except NotFound as error:
+            version, added = self.api_version or self._negotiated.get("instance", NEWEST), since(path)
+            later = "there is no %r before api-version %s" % (path, added) if added and added > version else error
+            url = self.endpoint + "/metadata/instance"
+            raise NotFound("%s (%s at %s)" % (later, url, version), url=url) from None
+
+    def scheduled_events(self) -> "Dict[str, Any]":
+        """Return the scheduled events of this VM and its neighbours in an availability set or scale set.
+
+        {"DocumentIncarnation": int, "Events": [{"EventId": str, "EventStatus": "Scheduled" or "Started",
+        "EventType": str, "ResourceType": "VirtualMachine", "Resources": [name, ...], "NotBefore": str, "" once
+        Started, "Description": str, "EventSource": str, "DurationInSeconds": int}, ...]}; ``parse_time`` reads a
+        NotBefore. The first request to a VM may take two minutes (documented).
+        """
+        document, odd = self._events(self._call())
+        if odd:
+            raise odd
+        return document
+
+    def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error]]":
+        """The list of events that can be read, and what to say of one that can't."""
+        reply = self._ask_events(call)
+        document, events, odd = _content(reply), [], None  # type: Any, List[Dict[str, Any]], Optional[Error]
+        try:
+            check(check(document, dict, "it")["DocumentIncarnation"], int, "DocumentIncarnation")
+            listed = check(document["Events"], list, "Events")
+        except (ValueError, KeyError):
+            listed = None
+        if listed is None:
+            raise _not_imds(reply, "JSON of another shape")
+        try:
+            self.ahead = (parse_time(reply.headers.get("date", "")) or self._clock()) - self._clock()
+        except ValueError:  # an odd Date says nothing of the time
             pass
-        raise _not_imds(reply, "JSON of another shape")
+        for event in listed:
+            try:
+                check_event(event)
+                missing = [name for name in ("EventStatus", "EventType", "Resources", "NotBefore") if name not in event]
+                if missing:
+                    raise ValueError("it has no " + ", ".join(missing))
+                events.append(event)
+            except ValueError as error:
+                odd = _not_imds(reply, "an event that can't be read (%s)" % error)
+        self._listed_events = True
+        return dict(document, Events=events), odd
 
     def approve(self, *event_ids: str) -> None:
-        """Let events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
+        """Let scheduled events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
+        call = self._call()
+        body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
+        refusal: "Optional[Error]" = None
         try:
-            requests = [{"EventId": event_id} for event_id in event_ids]
-            self._ask_events(format_json({"StartRequests": requests}).encode())
+            reply = self._ask_events(call, body)
         except Refused as error:
-            raise Refused("%s; is there such an event (still)? scheduled_events() says" % error,
-                          error.status, error.body, error.url) from None
+            refusal = error
+        if refusal:
+            if call.interrupted:  # an earlier try may have been taken, and only its answer lost
+                waiting = [event["EventId"].upper() for event in self._events(call)[0]["Events"]
+                           if event["EventStatus"] == "Scheduled"]
+                if not set(waiting).intersection(each.upper() for each in event_ids):
+                    return
+            raise Refused("%s; is there such an event (still)? The list of events says" % refusal,
+                          refusal.status, refusal.body, refusal.url)
+        text = reply.data.strip()
+        answer = _parsed(text) if text else {}
+        if answer is None or isinstance(answer, dict) and "error" in answer:
+            kind = Refused if answer else NotIMDS
+            raise kind("%s answered %d to an approval with %s: it was not taken" % (
+                reply.url, reply.status, "an error" if answer else "something that is not JSON"),
+                reply.status, reply.body, reply.url)
 
-    def _ask_events(self, body: "Optional[bytes]" = None) -> "Reply":
+    def _ask_events(self, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
         target = "/metadata/scheduledevents?api-version="
+        newest = self._negotiated.get("scheduledevents", EVENTS_NEWEST)
         try:
-            return self._ask(target + self._events_version, patience=EVENTS_TIMEOUT, body=body)
+            return self._ask(target + newest, call, body)
         except NotFound:
-            if self._events_version == EVENTS_GA:
+            if newest == EVENTS_GA:
                 raise
-            self._events_version = EVENTS_GA  # a service of before the other
-            return self._ask(target + EVENTS_GA, patience=EVENTS_TIMEOUT, body=body)
+        reply = self._ask(target + EVENTS_GA, call, body)  # a service of before the other
+        self._negotiated["scheduledevents"] = EVENTS_GA
+        return reply
 
-    def watch_events(self, interval: float = 1) -> "Iterator[Dict[str, Any]]":
-        """Yield the list of scheduled events as it is now, and again whenever it has changed: once for each
-        DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second."""
-        seen = None
-        for document in self.poll_events(interval):
-            if document.get("DocumentIncarnation") != seen:
-                seen = document.get("DocumentIncarnation")
+    def watch_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
+        """Yield what ``scheduled_events`` returns, now and then whenever it has changed: once for each
+        DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second. What passes (a
+        refused connection, a time-out, an answer or an event that makes no sense) is said once on standard error; it
+        ends with the Error when the service has failed for longer than the deadline."""
+        seen: "Any" = None
+        for document in self.poll_events(interval=interval):
+            if document["DocumentIncarnation"] != seen:
+                seen = document["DocumentIncarnation"]
                 yield document
 
-    def poll_events(self, interval: float = 1) -> "Iterator[Dict[str, Any]]":
-        """Yield the list of scheduled events every ``interval`` seconds."""
+    def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
+        """Yield the list of scheduled events every ``interval`` seconds; as ``watch_events``, but whether it has
+        changed or not. While the service fails, the list is the last one there was."""
+        failing: "Optional[float]" = None  # since when
+        last: "Optional[Dict[str, Any]]" = None
+        said: "set[str]" = set()
         while True:
-            yield self.scheduled_events()
+            begun = self._timer()
+            try:
+                last, odd = self._events(self._call())
+                failing = None
+            except Error as error:
+                failing, odd = begun if failing is None else failing, error
+                row = self._patience("/metadata/scheduledevents")
+                if self._timer() - failing >= (row.gone if error.status == 410 else row.total):
+                    raise
+            if odd is None:
+                said.clear()
+            elif type(odd).__name__ not in said:
+                said.add(type(odd).__name__)
+                say("imds: %s; watching goes on" % odd)
+            if last is not None:
+                yield last
             self._sleep(max(interval, 1 / RATE_LIMIT))
 
     def token(self, resource: str, **selector: "Optional[str]") -> str:
-        """Return an access token for ``resource``: see imds.token."""
+        """Return an access token of a managed identity of this VM for ``resource``, "https://vault.azure.net".
+
+        client_id, object_id or msi_res_id (also called mi_res_id) says which identity; none of them: the
+        system-assigned one, or else the only user-assigned one. A Client keeps a token until five minutes before it
+        expires. An Error never quotes what came back.
+        """
         return str(self.token_answer(resource, **selector)["access_token"])
 
     def token_answer(self, resource: str, **selector: "Optional[str]") -> "Dict[str, str]":
         """Return the whole answer: access_token, client_id, expires_in, expires_on, ..., all str. It is kept
-        until five minutes before it expires."""
+        until five minutes before it expires, and until it does where it can't be renewed."""
         unknown = set(selector).difference(SELECTORS)
         if unknown:
             raise TypeError("a token takes %s, not %s" % (", ".join(SELECTORS), ", ".join(sorted(unknown))))
         query = [("api-version", TOKEN_VERSION), ("resource", resource)]
         query += sorted((name, value) for name, value in selector.items() if value)
         target = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query)
-        renewed, answer = self._tokens.get(target, (float("-inf"), {}))
-        now = self._clock()
-        if now >= renewed:
-            reply = self._ask(target, patience=TOKEN_TIMEOUT)
-            try:
-                answer = _content(reply)
-                self._tokens[target] = now + float(answer["expires_in"]) - TOKEN_RENEWED, answer
-                answer["access_token"].encode("ascii")
-            except (NotIMDS, KeyError, TypeError, ValueError, AttributeError):
-                self._tokens.pop(target, None)
-                reply = reply._replace(body="")  # a token may be in it
-                raise _not_imds(reply, "something that is not a token's answer") from None
-        return dict(answer)
-
-    def attested(self, nonce: "Optional[str]" = None) -> "Tuple[Dict[str, str], Dict[str, Any]]":
-        """Return the attested document and its content: see imds.attested."""
-        query = {"nonce": nonce} if nonce else {}
-        reply = self._ask_newest("/metadata/attested/document", query, patience=TOKEN_TIMEOUT)
-        document = _content(reply)
+        kept: "Any" = self._tokens.get(target)
+        if kept and kept.left(self._timer(), self._clock()) > TOKEN_RENEWED:
+            return dict(kept.answer)
+        good = kept and kept.left(self._timer(), self._clock()) > 0
+        if good and self._timer() < kept.tried + RENEWAL_PAUSE:
+            return dict(kept.answer)
         try:
-            content = decode_attested(document)
+            renewed = self._new_token(target)
+        except (Unavailable, Unreachable, NotIMDS):
+            if not good:
+                raise
+            kept.tried = self._timer()
+            return dict(kept.answer)
+        if len(self._tokens) >= 1000:  # resources can be made up without end
+            self._tokens.clear()
+        self._tokens[target] = renewed
+        return dict(renewed.answer)
+
+    def _new_token(self, target: str) -> "_Token":
+        timer, clock = self._timer(), self._clock()
+        reply = self._ask(target, self._call())
+        answer = _parsed(reply.data)
+        renewed = _Token(answer, timer, clock) if isinstance(answer, dict) else None
+        del answer
+        if renewed is None or not renewed.is_usable:
+            raise _not_imds(reply, "something that is not a token's answer")
+        return renewed
+
+    def attested(self, nonce: str = "") -> "Dict[str, str]":
+        """Return the attested document, {"encoding": "pkcs7", "signature": base64}; ``attested_content`` reads it.
+
+        Checked are the nonce, that vmId is this VM's, and that it is valid now; Refused is raised where one
+        is not right. NOT checked are the signature and the chain of certificates: the standard library
+        can't. Whoever the document is meant for must check them, with openssl for example.
+        """
+        call = self._call()
+        query = urllib.parse.urlencode({"nonce": nonce} if nonce else {})
+        reply = self._ask_newest("/metadata/attested/document", query, call)
+        document, problem = _content(reply), ""
+        try:
+            content = attested_content(document)
             stamps = [_attested_time(content["timeStamp"][name]) for name in ("createdOn", "expiresOn")]
             signed_nonce, vm_id = content["nonce"], content["vmId"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _not_imds(reply, "something that is not an attested document (%s)" % error) from None
-        wrong = ""
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            problem = "something that is not an attested document (%s)" % error
+        if problem:
+            raise _not_imds(reply, problem)
         if nonce and signed_nonce != nonce:
-            wrong = "it answers nonce %r, not %r" % (signed_nonce, nonce)
-        elif vm_id != self.get("compute/vmId"):
-            wrong = "it is of another VM, %s" % vm_id
-        elif not stamps[0] - 300 <= self._now() <= stamps[1]:  # five minutes for clocks that differ
-            wrong = "it is valid from %(createdOn)s to %(expiresOn)s, and it is not that now" % content["timeStamp"]
-        if wrong:
-            raise Refused("the attested document of %s is not to be believed: %s" % (reply.url, wrong),
+            problem = "it answers nonce %r, not %r" % (signed_nonce, nonce)
+        elif vm_id != self._node(self._instance(call), "compute/vmId"):
+            problem = "it is of another VM, %s" % vm_id
+        elif not stamps[0] - 300 <= self._clock() <= stamps[1]:  # five minutes for clocks that differ
+            problem = "it is valid from %(createdOn)s to %(expiresOn)s, and it is not that now" % content["timeStamp"]
+        if problem:
+            raise Refused("the attested document of %s is not to be believed: %s" % (reply.url, problem),
                           reply.status, reply.body, reply.url)
-        return document, content
+        return dict(document)
 
     def snapshot(self) -> "Dict[str, Any]":
         """Return the whole VM: its instance document, and of scheduledevents, identity (the tenant; never a
         token), loadbalancer and attested what the service has."""
-        vm = {"instance": self._instance(self._clock())}
+        call = self._call()
+        vm = {"instance": self._instance(call)}
         for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
                            ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
             try:
-                vm[part] = self.get("/metadata/" + path)
+                vm[part] = _content(self._whole("/metadata/" + path, call if self.deadline else self._call()))
             except (NotFound, Refused):
                 pass  # this service, or this VM, has none
+        if "identity" in vm:
+            vm["identity"] = {"tenantId": str(vm["identity"].get("tenantId", ""))}
         return vm
 
-    def _instance(self, begun: float) -> "Dict[str, Any]":
+    def ask_once(
+        self, verb: str, target: str, headers: "Mapping[str, str]",
+    ) -> "Tuple[int, Mapping[str, str], bytes]":
+        """Status, headers (names in any case) and body of one answer, whatever it is. Raises Unreachable, NotIMDS."""
+        url, row, problem = self.endpoint + target, self._patience(target), None
+        try:
+            reply = _fetch(url, None, _Limit(row, self._timer() + row.total, self._timer), verb, headers)
+        except OSError as error:
+            problem = self._unreachable(url, error)
+        if problem:
+            raise problem
+        return reply.status, reply.headers, reply.data
+
+    def control(self, verb: str, target: str, arguments: "Any" = None) -> "Any":
+        """What /imds/ of an emulator answers. Raises Refused with its words."""
+        body = format_json(arguments or {}).encode() if verb == "POST" else None
+        return _content(self._ask(target, self._call(), body))
+
+    def _instance(self, call: "_Call") -> "Dict[str, Any]":
         """The whole instance document."""
-        reply = self._ask_newest("/metadata/instance", {}, begun, starting=True)
+        reply = self._ask_newest("/metadata/instance", "", call)
         document = _content(reply)
         if not isinstance(document, dict) or not isinstance(document.get("compute"), dict):
             raise _not_imds(reply, "text" if isinstance(document, str) else "JSON of another shape")
         return document
 
-    def _whole(self, target: str, begun: float) -> "Reply":
-        """The answer to a target as it is; to an endpoint by its name alone, at its newest version."""
-        first = ENDPOINTS.get(target[len("/metadata/"):], ((), None))[1]
+    def _whole(self, target: str, call: "_Call") -> "Reply":
+        """The answer to a target as it is, but that a version is put in where one is needed and none was given."""
+        path, _, query = target.partition("?")
+        endpoint = _endpoint_of(path)
+        if endpoint is None or ENDPOINTS[endpoint].since is None or "api-version=" in query:
+            return self._ask(target, call)
         if target == "/metadata/scheduledevents":
-            return self._ask_events()
-        return self._ask_newest(target, {}, begun) if first else self._ask(target, begun)
+            return self._ask_events(call)
+        return self._ask_newest(path, query, call)
 
-    def _ask_newest(
-        self, path: str, query: "Mapping[str, str]", begun: "Optional[float]" = None, starting: bool = False,
-        patience: float = 0,
-    ) -> "Reply":
+    def _ask_newest(self, path: str, query: str, call: "_Call") -> "Reply":
         """Ask at the newest api-version that both sides know, unless one was chosen."""
-        version = self.api_version or self._negotiated or NEWEST
-        for last in (False, True):
-            target = path + "?" + urllib.parse.urlencode(dict({"api-version": version}, **query))
+        endpoint = str(_endpoint_of(path))
+        version, tried = self.api_version or self._negotiated.get(endpoint, NEWEST), []  # type: str, List[str]
+        while True:
+            tried.append(version)
+            refusal: "Optional[Error]" = None
             try:
-                reply = self._ask(target, begun, starting, patience)
-                break
+                reply = self._ask("%s?api-version=%s%s" % (path, version, query and "&" + query), call)
             except (Refused, NotFound) as error:
-                offered = _newest_offered(error)
-                if last or self.api_version or not offered or offered == version:
-                    raise
-                version = offered
-        self._negotiated = version
-        return reply
+                refusal = error
+            if refusal is None:
+                self._negotiated[endpoint] = version
+                return reply
+            offered = [each for each in refusal.offered if each not in tried]
+            if self.api_version or not offered or len(tried) > 5:
+                raise refusal
+            version = offered[0]
 
     def _target(self, path: str) -> str:
         """The target of a request for ``path``, in whatever form it was written."""
@@ -2765,87 +4646,347 @@ class Client:
                 below = below[len(prefix):].lstrip("/")
         return "/metadata/instance/" + below + question + query
 
-    def _ask(
-        self, target: str, begun: "Optional[float]" = None, starting: bool = False, patience: float = 0,
-        body: "Optional[bytes]" = None,
-    ) -> "Reply":
-        """One request and its retries, until the deadline after ``begun``. ``starting``: a 404 means that
-        the service is not up yet; ``patience``: the least seconds to wait for an answer."""
+    # --- one request, and its tries
+
+    def _call(self) -> "_Call":
+        return _Call(self._timer())
+
+    def _patience(self, target: str) -> "Patience":
+        """The row of PATIENCE for a target, with what was chosen for this client."""
+        path = target.partition("?")[0][len("/metadata/"):]
+        row = PATIENCE[next(each for each in PATIENCE if (path + "/").startswith(each and each + "/"))]
+        if path == "scheduledevents" and self._listed_events:
+            row = PATIENCE["scheduledevents again"]
+        if self.timeout is not None:
+            row = row._replace(connect=self.timeout, answer=self.timeout)
+        return row if self.deadline is None else row._replace(total=self.deadline, gone=self.deadline)
+
+    def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
+        """One request and its tries, until the patience that its target deserves ends."""
         import random
-        import socket
 
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
-        begun = self._clock() if begun is None else begun
-        connecting = TIMEOUT if self.timeout is None else self.timeout
-        timeout = max(TIMEOUT, patience) if self.timeout is None else self.timeout
-        limit, pause = DEADLINE if self.deadline is None else self.deadline, 1.0
+        row, pause, silent = self._patience(target), 1.0, 0
+        told: "Optional[Error]" = None  # what the service said last
         while True:
-            until = begun + (max(limit, patience) if self.deadline is None else limit)
+            until = call.begun + (row.total if call.gone is None else row.gone)
+            problem = reply = None
             try:
-                return _accepted(_fetch(url, connecting, timeout, self._clock, until, body), starting)
-            except _TryAgain as again:
-                error, first_pause = again.error, 1.0  # type: Error, float
-                if error.status == 410 and self.deadline is None:
-                    limit = GONE_DEADLINE
-            except socket.timeout as problem:
-                raise _unreachable(url, problem) from None
-            except OSError as problem:
-                error, first_pause = _unreachable(url, problem), 0.1
-                if not isinstance(problem, ConnectionResetError):  # nobody there: to be said in two seconds
-                    limit = min(limit, TIMEOUT)
+                reply = _fetch(url, body, _Limit(row, until, self._timer))
+            except OSError as error:
+                problem = error
+            if reply is not None:
+                failure, again = _judged(reply, body)
+                if failure is None:
+                    return reply
+                if not again:
+                    raise failure
+                told, total, first_pause = failure, row.total, 1.0
+                if reply.status == 410:
+                    call.gone, total = self._timer(), row.gone
+                elif call.gone is not None:  # it was moved, and is getting up
+                    total = min(row.gone, call.gone - call.begun + row.total)
+            else:
+                failure, first_pause = self._unreachable(url, problem), 0.1
+                call.interrupted, silent = True, silent + isinstance(problem, _Silence)
+                total = row.gone if call.gone is not None else row.total
+                if call.gone is None and self.deadline is None and _is_nobody(problem):
+                    total = NOBODY
+                if silent > 1 and call.gone is None:
+                    raise told or failure
+            left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
-            if self._clock() + wait >= begun + limit:
-                raise error
-            self._sleep(wait)
+            asked = reply.retry_after if reply is not None else 0
+            last = left - min(0.5, total / 10)  # the last try, with time for an answer
+            if last < 0.001 or asked > left:
+                raise told if told and isinstance(problem, _Silence) else failure
+            self._sleep(min(max(wait, asked), last))
             pause = min(pause * 2, 8)
 
+    def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
+        led = "%s leads there; " % self._led_by if self._led_by else ""
+        if isinstance(problem, _Silence):
+            return Unreachable("something listens at %s but does not answer in time; %sis it the service?" % (url, led),
+                               url=url)
+        why = problem.strerror or str(problem) or type(problem).__name__
+        return Unreachable("nobody answers at %s (%s); %son an Azure VM check the route to %s, elsewhere start an "
+                           "emulator with 'python3 -m imds serve'" % (url, why, led, DEFAULT_ENDPOINT), url=url)
 
-class _TryAgain(Exception):
-    """What came back asks for patience; ``error`` is what to say when there is none left."""
 
-    def __init__(self, error: "Error") -> None:
-        super().__init__(error)
-        self.error = error
+class _Call:
+    """What the requests of one call of the client share: when it began; when the service last said that the VM is
+    being moved, or None; whether a try ended without an answer."""
+
+    def __init__(self, begun: float) -> None:
+        self.begun, self.gone, self.interrupted = begun, None, False  # type: float, Optional[float], bool
 
 
-def _accepted(reply: "Reply", starting: bool) -> "Reply":
-    """A reply of status 200, or the Error that it means."""
-    status = reply.status
-    if status == 200:
-        return reply
-    if reply.content_type == "text/html" and not reply.server.startswith("Microsoft-IIS") and status < 500:
-        raise _not_imds(reply, "an HTML page")
-    if status == 404 and starting and "Invalid version" not in reply.body:
-        raise _TryAgain(_failure(Unavailable, reply, "the service is not up yet; try again later"))
-    if status in RETRIED or status >= 500:
-        raise _TryAgain(_failure(Unavailable, reply, RETRIED.get(status, "try again later")))
+class _Limit:
+    """How long one try may take."""
+
+    def __init__(self, row: "Patience", until: float, timer: "Callable[[], float]") -> None:
+        self.row, self.until, self.timer = row, until, timer
+
+    def left(self, most: float) -> float:
+        """Seconds that are left, at most ``most``. Raises _Silence where none is."""
+        left = min(most, self.until - self.timer())
+        if left <= 0:
+            raise _Silence("the deadline has passed")
+        return left
+
+
+class _Silence(OSError):
+    """Somebody listens, and does not answer in time."""
+
+
+class _Token:
+    """The answer of the identity service with a token, and by both clocks when it came and when it expires."""
+
+    def __init__(self, answer: "Dict[str, Any]", timer: float, clock: float) -> None:
+        lasts = [int(str(answer[name])) - start for name, start in (("expires_in", 0), ("expires_on", int(clock)))
+                 if re.match(r"[0-9]{1,12}\Z", str(answer.get(name)))]
+        token = answer.get("access_token")
+        self.is_usable = bool(lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token))
+        self.answer = {name: str(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
+        self.tried, self._timer, self._clock, self._lasts = timer - RENEWAL_PAUSE, timer, clock, min(lasts or [0])
+
+    def left(self, timer: float, clock: float) -> float:
+        """Seconds that it is good for. The timer may stand still while a VM sleeps, and the clock may be set."""
+        return self._lasts - max(timer - self._timer, clock - self._clock)
+
+
+@functools.lru_cache(maxsize=None)
+def _transport() -> "Callable[..., Any]":
+    """What sends a request of urllib and returns its response, within a _Limit: one handler alone, so there is nothing
+    that knows of proxies, redirects or errors for a status."""
+    import http.client
+    import socket
+    import urllib.request
+
+    class Socket(socket.socket):
+        """A socket that gives up at the deadline, even when bytes keep trickling in."""
+
+        limit: "_Limit"
+        received, ended = 0, False
+
+        def recv_into(self, *args: "Any") -> int:
+            left = self.limit.left(self.limit.row.answer)
+            if left != self.gettimeout():  # setting it costs a system call
+                self.settimeout(left)
+            try:
+                count = super().recv_into(*args)
+            except socket.timeout:
+                raise _Silence("timed out") from None
+            self.received, self.ended = self.received + count, count == 0
+            if self.received > MAX_REPLY + 65536:
+                raise _TooMuch()
+            return count
+
+    class Response(http.client.HTTPResponse):
+        def begin(self) -> None:
+            super().begin()
+            while 102 <= self.status < 200:  # early hints and the like; 100 is passed over by the base
+                self.headers = self.msg = None  # type: ignore[assignment]
+                super().begin()
+
+    class Connection(http.client.HTTPConnection):
+        response_class = Response
+        sock: "Socket"
+
+        def __init__(self, host: str, *, limit: "_Limit", **settings: "Any") -> None:
+            super().__init__(host, **settings)
+            self.limit = limit
+
+        def request(self, method: str, url: str, body: "Any" = None, headers: "Any" = None, **settings: "Any") -> None:
+            # urllib asks the other side to close. We close ourselves, and sooner.
+            headers = {name: value for name, value in headers.items() if name != "Connection"}
+            super().request(method, url, body, headers, **settings)
+
+        def connect(self) -> None:
+            limit, problem = self.limit, None  # type: _Limit, Optional[OSError]
+            until = limit.timer() + limit.left(limit.row.connect)
+            addresses = _addresses(self.host, self.port, until - limit.timer())
+            for at, address in enumerate(addresses):
+                self.sock = Socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+                self.sock.limit = limit
+                self.sock.settimeout(max(0.001, (until - limit.timer()) / (len(addresses) - at)))
+                try:
+                    self.sock.connect((address, self.port))
+                    self.sock.settimeout(limit.left(limit.row.answer))
+                    return
+                except OSError as error:
+                    self.sock.close()
+                    problem = error
+            raise problem or OSError("the name %r has no address" % self.host)
+
+        def getresponse(self) -> "Any":
+            socket_of_this, response = self.sock, None
+            try:
+                response = super().getresponse()
+            except http.client.BadStatusLine as error:
+                if not (socket_of_this.ended and str(error.args[0]).startswith("HTTP")):
+                    raise
+            if socket_of_this.ended:
+                if response:
+                    response.close()
+                raise ConnectionResetError("the answer is cut off")
+            return response
+
+    handler = urllib.request.HTTPHandler()
+
+    def send(request: "urllib.request.Request", limit: "_Limit") -> "Any":
+        request.timeout = None
+        return handler.do_open(Connection, request, limit=limit)  # type: ignore[arg-type]
+
+    return send
+
+
+class _TooMuch(Exception):
+    """More came than an answer may have."""
+
+
+def _addresses(host: str, port: int, most: float) -> "List[str]":
+    """The addresses of a host; asking for them ends in time, too."""
+    import socket
+    import threading
+
+    host = host.strip("[]")
+    if re.match(r"[\d.]+\Z|.*:", host):
+        return [host]
+    found: "List[Any]" = []
+
+    def ask() -> None:
+        try:
+            answers = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+            found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        except (OSError, UnicodeError) as error:  # a name can be too long for one
+            found.append(error if isinstance(error, OSError) else OSError("it is no name"))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(most)
+    if not found:
+        raise OSError("the name %r was not resolved in time" % host)
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found
+
+
+def _read(response: "Any") -> bytes:
+    """The body of a response, in a frame of its own: what it holds must not hang on to an error."""
+    chunks, size = [], 0  # type: List[bytes], int
+    for chunk in iter(lambda: response.read1(65536), b""):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_REPLY:
+            raise _TooMuch()
+    if response.length:  # the connection ended too soon
+        raise ConnectionResetError("the answer is cut off")
+    return b"".join(chunks)
+
+
+def _fetch(
+    url: str, body: "Optional[bytes]", limit: "_Limit", verb: "Optional[str]" = None,
+    headers: "Optional[Mapping[str, str]]" = None,
+) -> "Reply":
+    """One GET, or a POST of ``body``. Raises OSError or NotIMDS."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    sent = dict({"Metadata": "true"} if headers is None else headers, **{"User-Agent": "imds.py/" + __version__})
+    if body is not None:
+        sent["Content-Type"] = "application/json"
+    problem: "Optional[BaseException]" = None
+    odd = ""
+    try:
+        with _transport()(urllib.request.Request(url, body, sent, method=verb), limit) as response:
+            return Reply(response.status, response.headers, _read(response), url)
+    except http.client.IncompleteRead:
+        problem = ConnectionResetError("the answer is cut off")
+    except urllib.error.URLError as error:
+        problem = error.reason if isinstance(error.reason, OSError) else OSError("the request can't be sent")
+    except OSError as error:
+        problem = error
+    except _TooMuch:
+        odd = "more than %d bytes" % MAX_REPLY
+    except (http.client.HTTPException, ValueError, UnicodeError):
+        odd = "something that is not HTTP"
+    if problem is None:  # outside of `except`, so that no body hangs on to the error as its context
+        raise NotIMDS("%s answered %s: what answers is not IMDS" % (url, odd), url=url)
+    raise problem
+
+
+def _is_nobody(problem: "Any") -> bool:
+    """Whether a problem means that nobody listens, or no packet arrives."""
+    return not isinstance(problem, (_Silence, ConnectionResetError, BrokenPipeError, ConnectionAbortedError))
+
+
+def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[Error], bool]":
+    """The Error that a reply means, or None, and whether to try again."""
+    status, path = reply.status, reply.url.partition("?")[0].partition("/metadata/")[2]
+    if status == 200 or status == 204 and body is not None:
+        return None, False
+    if status == 404 and path in RETRIED_404 and not _is_foreign(reply) and b"Invalid version" not in reply.data:
+        return _failure(Unavailable, reply, RETRIED[404]), True
+    if status != 404 and status in RETRIED or status >= 500:
+        return _failure(Unavailable, reply, RETRIED.get(status, "try again later")), True
+    if status < 400 or _is_foreign(reply):
+        what = "an HTML page" if status >= 400 else "a redirect" if status >= 300 else "that status"
+        return _not_imds(reply, what), False
     if status == 404:
-        raise _failure(NotFound, reply, "check the path and the api-version")
-    if status >= 400:
-        raise _failure(Refused, reply, "check the request")
-    raise _not_imds(reply, "a redirect" if 300 <= status < 400 else "that status")
+        return _failure(NotFound, reply, "check the path and the api-version"), False
+    return _failure(Refused, reply, "check the request"), False
+
+
+def _is_foreign(reply: "Reply") -> bool:
+    """Whether it is a page of a web server other than the service's own."""
+    return reply.content_type == "text/html" and not reply.headers.get("server", "").startswith("Microsoft-IIS")
+
+
+def _endpoint_of(path: str) -> "Optional[str]":
+    """The key of ENDPOINTS that a path belongs to."""
+    below = path[len("/metadata/"):] + "/"
+    return next((each for each in ENDPOINTS if below.startswith(each + "/")), None)
+
+
+def _refuse_constant(word: str) -> "NoReturn":
+    raise ValueError("%s is not JSON" % word)
+
+
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def _parse_json(data: bytes) -> "Any":
+    """JSON in UTF-8, with or without a mark at its start, and without what is no JSON. Raises ValueError."""
+    try:
+        return _decode_json(data.decode("utf-8").lstrip("\ufeff"))
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+
+
+def _parsed(data: bytes) -> "Any":
+    """As _parse_json, or None: for what must not hang on to an error as its context."""
+    try:
+        return _parse_json(data)
+    except ValueError:
+        return None
 
 
 def _content(reply: "Reply") -> "Any":
     """The content of a reply: JSON parsed, or text."""
+    content = odd = None
     if reply.content_type == "application/json":
+        content, odd = _parsed(reply.data), "broken JSON"
+    elif reply.content_type == "text/plain":
         try:
-            return json.loads(reply.body)
-        except (ValueError, RecursionError):
-            raise _not_imds(reply, "broken JSON") from None
-    if reply.content_type == "text/plain":
-        return reply.body
-    raise _not_imds(reply, "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type")
-
-
-def decode_attested(document: "Mapping[str, str]") -> "Dict[str, Any]":
-    """The content of an attested document, {"nonce": str, "timeStamp": {...}, "vmId": str, ...}. Its signature
-    is not looked at. Raises ValueError."""
-    import base64
-
-    content = json.loads(signed_content(base64.b64decode(document["signature"], validate=True)).decode())
-    if not isinstance(content, dict):
-        raise ValueError("its content is not an object")
+            content = reply.data.decode()
+        except UnicodeDecodeError:
+            odd = "text that is not UTF-8"
+    else:
+        odd = "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type"
+    if content is None:
+        raise _not_imds(reply, str(odd))
     return content
 
 
@@ -2855,114 +4996,481 @@ def _attested_time(text: str) -> float:
     return calendar.timegm(time.strptime(text, ATTESTED_TIME))
 
 
-def _fetch(
-    url: str, connecting: float, timeout: float, clock: "Callable[[], float]", deadline: float,
-    body: "Optional[bytes]" = None,
-) -> "Reply":
-    """One GET, or a POST of ``body``; no proxy, no redirect, no error for a status. ``connecting`` seconds
-    to connect, ``timeout`` for each piece of the answer. Raises OSError or NotIMDS."""
-    import http.client
-    import socket
-    import urllib.error
-    import urllib.request
-
-    class Socket(socket.socket):
-        """A socket that gives up at the deadline, even when bytes keep trickling in."""
-
-        def recv_into(self, *args: "Any") -> int:
-            self.settimeout(max(0.001, min(timeout, deadline - clock())))
-            return super().recv_into(*args)
-
-    class Connection(http.client.HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            plain = self.sock
-            self.sock = Socket(plain.family, plain.type, plain.proto, plain.detach())
-            self.sock.settimeout(timeout)
-
-    class Handler(urllib.request.HTTPHandler):
-        def http_open(self, request: "urllib.request.Request") -> "Any":
-            return self.do_open(Connection, request)
-
-    opener = urllib.request.OpenerDirector()  # with one handler: nothing that knows of proxies or redirects
-    opener.add_handler(Handler())
-    headers = {"Metadata": "true", "User-Agent": "imds.py/" + __version__, "Content-Type": "application/json"}
-    if body is None:
-        del headers["Content-Type"]
-    request = urllib.request.Request(url, body, headers)
-    try:
-        with opener.open(request, timeout=max(0.001, min(connecting, deadline - clock()))) as response:
-            chunks, size = [], 0  # type: List[bytes], int
-            for chunk in iter(lambda: response.read1(65536), b""):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_REPLY:
-                    raise NotIMDS("%s answered more than %d bytes: what answers is not IMDS" % (url, MAX_REPLY),
-                                  response.status, url=url)
-            if response.length or not response.headers:  # the connection ended too soon
-                raise ConnectionResetError("the answer is cut off")
-            content_type = response.headers.get_content_type() if "Content-Type" in response.headers else ""
-            return Reply(response.status, content_type, response.headers.get("Server", ""),
-                         response.headers.get("Date", ""), b"".join(chunks).decode("utf-8", "replace"), url)
-    except http.client.IncompleteRead:
-        raise ConnectionResetError("the answer is cut off") from None
-    except urllib.error.URLError as error:
-        raise (error.reason if isinstance(error.reason, OSError) else error) from None
-    except ConnectionError:
-        raise
-    except http.client.HTTPException as error:
-        raise NotIMDS("%s answered something that is not HTTP (%s): what answers is not IMDS"
-                      % (url, error or type(error).__name__), url=url) from None
-
-
-def _unreachable(url: str, error: OSError) -> "Unreachable":
-    return Unreachable("nobody answers at %s (%s); on an Azure VM check the route to %s, elsewhere start an emulator "
-                       "with 'python3 -m imds serve'" % (url, error.strerror or error, DEFAULT_ENDPOINT), url=url)
-
-
 def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
     return NotIMDS("%s answered %d with %s: what answers is not IMDS" % (reply.url, reply.status, what),
                    reply.status, reply.body, reply.url)
 
 
 def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
-    said = " ".join(reply.body[:300].split()) or "nothing more"
-    return kind("%s answered %d, %s; %s" % (reply.url, reply.status, said, advice), reply.status, reply.body, reply.url)
+    said = "something that is not shown here" if reply.body is None else " ".join(reply.body[:300].split())
+    error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said or "nothing more", advice),
+                 reply.status, reply.body, reply.url)
+    error.offered = _offered(reply)
+    return error
 
 
-def _newest_offered(error: "Error") -> "Optional[str]":
-    """The newest api-version that a refusal offers: newest-versions says so; services without that list
-    answer 404 "Invalid version", and all of them have the first GA version."""
-    try:
-        offered = json.loads(error.body or "")["newest-versions"]
-        return max(str(version) for version in offered if re.match(DATE, version))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return FIRST_GA if error.status == 404 and "Invalid version" in (error.body or "") else None
+def _offered(reply: "Reply") -> "List[str]":
+    """The api-versions to try after a refusal, the best first: newest-versions says so; services without that list
+    answer 404 "Invalid version", and have some of those of 2018."""
+    if reply.status == 404 and b"Invalid version" in reply.data:
+        return sorted(CLOUDS["AzurePublicCloud"].versions_in_2018, reverse=True)
+    answer = _parsed(reply.data) if b'"newest-versions"' in reply.data else None
+    offered = answer.get("newest-versions") if isinstance(answer, dict) else None
+    versions = [each for each in offered if isinstance(each, str) and re.match(DATE, each)] if isinstance(
+        offered, list) else []
+    return sorted(versions, reverse=True)[:1]
+
+
+def _asking(method: "Callable[..., Any]") -> "Any":
+    """A method of Client as a function of the module. For the VM's own service there is one client, which keeps its
+    tokens; for any other, a new one each time: an emulator may have taken the place of another."""
+    @functools.wraps(method)
+    def function(*arguments: "Any", **settings: "Any") -> "Any":
+        chosen = {name: settings.pop(name) for name in ("endpoint", "api_version", "timeout", "deadline")
+                  if name in settings}
+        own = not any(chosen.values()) and _endpoint(None)[0] == DEFAULT_ENDPOINT
+        return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
+
+    return function
+
+
+@functools.lru_cache(maxsize=None)
+def _client_of_this_vm() -> "Client":
+    return Client(DEFAULT_ENDPOINT)
+
+
+get, scheduled_events, approve = _asking(Client.get), _asking(Client.scheduled_events), _asking(Client.approve)
+watch_events, token, attested = _asking(Client.watch_events), _asking(Client.token), _asking(Client.attested)
+
+
+def _get_here(vm: "Emulator", path: str = "", *, deadline: float = 2, **settings: "Any") -> "Any":
+    """Ask this emulator: ``imds.get`` with its endpoint, and little patience."""
+    return get(path, endpoint=vm.url, deadline=deadline, **settings)
+
+
+Emulator.get = _get_here  # type: ignore[attr-defined]  # a method that needs this room
+
+# --- verify: is this an IMDS?
+
+# What is asked, and what should come, a check a line. First its mark: documented, observed or chosen; then the key of
+# REFUSALS whose status and body should come, or a shape (SHAPES); verb; value of the Metadata header ("-": none, "xff":
+# with X-Forwarded-For, too); name; target, in which {i} is /metadata/instance, {v} the newest version on offer.
+Check = collections.namedtuple("Check", "mark expected verb header name target")
+CONTRACT_CHECKS = [Check(*re.split("  +", line.strip())) for line in """\
+observed    metadata            GET   -      no header                    {i}{v}
+documented  metadata            GET   false  header that says false       {i}{v}
+observed    instance            GET   True   header in other case         {i}{v}
+observed    metadata            GET   -      no header, before the version  {i}
+observed    metadata            GET   -      no header, identity          {token}
+documented  metadata            GET   -      no header, versions          {m}/versions
+chosen      forwarded           GET   xff    X-Forwarded-For              {i}{v}
+chosen      duplicate           GET   true   parameter given twice        {i}{v}&api-version=VERSION
+observed    instance            GET   true   unknown parameter            {i}{v}&any=thing
+observed    head                HEAD  -      HEAD                         {i}/compute
+observed    outside-verb        PUT   -      PUT of another cloud         /latest/api/token
+observed    metadata            GET   -      GET / without the header     /
+observed    outside             GET   -      outside /metadata            /latest/meta-data/
+documented  version             GET   true   no version                   {i}
+observed    version             GET   true   no version, leaf             {i}/compute/location
+observed    version             GET   true   no version, root             {m}
+observed    version             GET   true   version under another name   {i}?version=VERSION
+documented  version             GET   true   unknown version              {i}?api-version=2016-01-01
+documented  version             GET   true   malformed version            {i}?api-version=latest
+documented  versions            GET   true   versions                     {m}/versions
+chosen      path                GET   true   unknown endpoint             {m}/nonsense{v}
+observed    path                GET   true   unknown field                {i}/compute/nonsense{v}
+documented  path                GET   true   other case                   {i}/Compute{v}
+chosen      path                GET   true   field of a later version     {i}/compute/zone?api-version=2017-08-01{text}
+chosen      path                GET   true   index out of range           {i}/network/interface/99{v}
+observed    path                GET   true   dots in the path             {m}/./instance{v}
+observed    object              GET   true   slash at the end             {i}/compute/{v}
+observed    leaf                GET   true   slash at the end of a leaf   {i}/compute/vmId/{v}{text}
+observed    leaf                GET   true   doubled slash                {i}/network/interface/0//macAddress{v}{text}
+observed    compute             GET   true   compute is not wrapped       {i}/compute{v}
+documented  object              GET   true   network is not wrapped       {i}/network{v}
+observed    list                GET   true   a list is a bare list        {i}/network/interface{v}
+observed    object              GET   true   format=json of a container   {i}/compute/plan{v}&format=json
+observed    leaf                GET   true   leaf as text                 {i}/compute/vmId{v}{text}
+documented  leaf-refused        GET   true   leaf without a format        {i}/compute/vmId{v}
+documented  leaf-refused        GET   true   leaf as JSON                 {i}/compute/vmId{v}&format=json
+chosen      leaf                GET   true   leaf refused, the words      {i}/compute/vmId{v}
+chosen      format              GET   true   unknown format               {i}/compute{v}&format=xml
+observed    listing             GET   true   listing of the root          {i}{v}{text}
+observed    listing             GET   true   listing of compute           {i}/compute{v}{text}
+observed    indexes             GET   true   listing of a list            {i}/network/interface{v}{text}
+observed    path                GET   true   identity root                {m}/identity{v}
+documented  tenant              GET   true   tenant                       {m}/identity/info?api-version=2018-02-01
+observed    no-resource         GET   true   token without a resource     {token}{t}
+observed    token               GET   true   token                        {token}{t}{r}
+observed    no-identity         GET   true   token of nobody              {token}{t}{r}&client_id=dead
+observed    loadbalancer        GET   true   load balancer                {m}/loadbalancer{v}
+observed    attested            GET   true   attested document            {m}/attested/document{v}&nonce=1234567890
+chosen      version-of-another  GET   true   attested before its time     {m}/attested/document?api-version=2018-04-02
+documented  events              GET   true   scheduled events             {m}/scheduledevents?api-version=2020-07-01
+documented  metadata            GET   -      events without the header    {m}/scheduledevents?api-version=2020-07-01
+observed    version-of-another  GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
+observed    json-headers        GET   true   headers of JSON              {i}{v}
+chosen      path                GET   true   platform of newer tokens     {m}/identity/getplatformmetadata{cred}=2.0
+chosen      path                GET   true   credential, by GET           {m}/identity/credential{cred}=1.0
+chosen      path                GET   true   newer credential, by GET     {m}/identity/issuecredential{cred}=2.0
+""".format(i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=2018-02-01",
+           token="/metadata/identity/oauth2/token", text="&format=text", cred="?cred-api-version",
+           r="&resource=https://management.azure.com/").splitlines()]
+CONTRACT_CHECKS += [Check("documented", "instance", "GET", "true", "document at " + version,
+                          "/metadata/instance?api-version=" + version) for version in VERSIONS]
+
+
+def judge(check_row: "Check", version: str, status: int, headers: "Mapping[str, str]", body: bytes) -> str:
+    """Why an answer is not as a check wants it, or "". ``version``: of the request; headers: names in lower case."""
+    expected = check_row.expected
+    if expected in SHAPES and (expected != "leaf" or check_row.mark != "chosen"):
+        wanted, shape = SHAPES[expected]
+        if status not in wanted:
+            return "status %d, not %s" % (status, " or ".join(map(str, wanted)))
+        return shape(status, version, headers, body) or ""
+    row, names = REFUSALS[expected], parse_target(check_row.target).names
+    text = DIALECTS.get(names[1], {}).get(expected, row.body) if len(names) > 1 else row.body
+    wanted_text = text.replace("$verb", check_row.verb)
+    if status != row.status:
+        return "status %d, not %d" % (status, row.status)
+    if "$newest" in wanted_text:
+        start, _, end = wanted_text.partition("$newest")
+        said = body.decode("utf-8", "replace")
+        matches = said.startswith(start) and said.endswith(end) and re.match(
+            r'\[("\d{4}-\d\d-\d\d",?){1,3}\]\Z', said[len(start):len(said) - len(end)])
+        return "" if matches else "body %r, not like %r" % (said[:200], wanted_text[:200])
+    if check_row.verb != "HEAD" and body != wanted_text.encode():
+        return "body %r, not %r" % (body[:200].decode("utf-8", "replace"), wanted_text[:200])
+    return ""
+
+
+def _shape_of_instance(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+    document = _parsed(body)
+    if not isinstance(document, dict):
+        return "not a JSON object"
+    return _keys_differ(document, {name: child for name, child in template(version).items() if name != "extended"}, "")
+
+
+def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
+    """How a node differs from a template: names, their order, and leaves that are no strings."""
+    if isinstance(shown, Field):
+        return "" if isinstance(node, str) else "%s is %s, not a string" % (path, kind_of(node))
+    if isinstance(shown, list):
+        if not isinstance(node, list):
+            return "%s is no list" % path
+        differences = (_keys_differ(item, shown[0], "%s.%d" % (path, at)) for at, item in enumerate(node))
+        return next(filter(None, differences), "")
+    if not isinstance(node, dict):
+        return "%s is no object" % path
+    missing, more = set(shown).difference(node), set(node).difference(shown)
+    if missing or list(node) != sorted(node):
+        return "%s %s" % (path or "it", "lacks " + ", ".join(sorted(missing)) if missing else "is not in order")
+    differences = (_keys_differ(node[name], shown[name], (path + "." + name).strip("."))
+                   for name in node if name not in more)
+    return next(filter(None, differences), "")
+
+
+def _shape_of_json(kind: "Any", names: "Iterable[str]" = (), strings: bool = True) -> "Any":
+    """A shape: JSON of a kind, minified, with these names in this order."""
+    names = list(names)
+
+    def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+        document = _parsed(body)
+        if not isinstance(document, kind):
+            return "not a JSON %s" % ("object" if kind is dict else "list")
+        if names and list(document) != names:
+            return "names %s, not %s" % (", ".join(document), ", ".join(names))
+        if strings and names and not all(isinstance(value, str) for value in document.values()):
+            return "a value is no string"
+        return "" if format_json(document).encode() == body else "not minified"
+
+    return differs
+
+
+def _shape_of_text(pattern: str) -> "Any":
+    def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+        if not headers.get("content-type", "").startswith("text/plain"):
+            return "type %r, not text/plain" % headers.get("content-type")
+        lines = body.decode("utf-8", "replace")
+        if not re.match(pattern, lines):
+            return "body %r" % lines[:100]
+        return "" if lines.split("\n") == sorted(lines.split("\n"), key=lambda line: (len(line), line)
+                                                 if line.rstrip("/").isdigit() else (0, line)) else "not in order"
+
+    return differs
+
+
+def _shape_of_balance(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+    if status == 404:
+        return "" if body.decode("utf-8", "replace") == REFUSALS["no-load-balancer"].body else "body %r" % body[:150]
+    return str(_shape_of_json(dict, ["loadbalancer"], False)(status, version, headers, body))
+
+
+def _shape_of_token(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+    if status == 400:
+        return "" if body.decode("utf-8", "replace") in _identity_refusals() else "an error in other words"
+    names = "access_token client_id expires_in expires_on ext_expires_in not_before resource token_type".split()
+    return str(_shape_of_json(dict, names)(status, version, headers, body))
+
+
+def _shape_of_headers(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+    wanted = {"content-type": "application/json; charset=utf-8", "server": r"IMDS/\d+\.\d+\.\d+\.\d+",
+              "x-ms-request-id": "[0-9a-f-]{36}", "date": ".+ GMT", "content-length": str(len(body))}
+    return "; ".join("%s is %r" % (name, headers.get(name)) for name, pattern in wanted.items()
+                     if not re.match(pattern + r"\Z", headers.get(name, "")))
+
+
+SHAPES: "Dict[str, Tuple[Tuple[int, ...], Callable[..., str]]]" = {
+    "instance": ((200,), _shape_of_instance),
+    "compute": ((200,), lambda status, version, headers, body: _shape_of_instance(
+        status, version, headers, b'{"compute":%s,"network":{"interface":[]}}' % body)),
+    "object": ((200,), _shape_of_json(dict)), "list": ((200,), _shape_of_json(list)),
+    "leaf": ((200,), _shape_of_text(r"[^\n]*\Z")), "leaf-refused": ((400,), lambda *answer: ""),
+    "listing": ((200,), _shape_of_text(r"(\w+/?\n)*\w+/?\Z")), "indexes": ((200,), _shape_of_text(r"(\d+/\n)*\d+/\Z")),
+    "versions": ((200,), _shape_of_json(dict, ["apiVersions"], False)),
+    "tenant": ((200,), _shape_of_json(dict, ["tenantId"])),
+    "token": ((200, 400), _shape_of_token), "loadbalancer": ((200, 404), _shape_of_balance),
+    "attested": ((200,), _shape_of_json(dict, ["encoding", "signature"])),
+    "events": ((200,), _shape_of_json(dict, ["DocumentIncarnation", "Events"], False)),
+    "json-headers": ((200,), _shape_of_headers),
+}
+
+
+def verify(
+    ask: "Callable[[str, str, Mapping[str, str]], Tuple[int, Mapping[str, str], bytes]]",
+) -> "Iterator[Tuple[Check, str, str]]":
+    """Yield each of CONTRACT_CHECKS with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
+    returns status, headers (as a mapping that takes names in lower case) and body."""
+    status, _, body = ask("GET", "/metadata/versions", {"Metadata": "true"})
+    listed = _parsed(body) if status == 200 else None
+    offered = listed.get("apiVersions") if isinstance(listed, dict) else None
+    offered = [each for each in VERSIONS if each in offered] if isinstance(offered, list) else []
+    newest = max(offered or [NEWEST])
+    for row in CONTRACT_CHECKS:
+        target = row.target.replace("VERSION", newest)
+        version = parse_target(target).query.get("api-version", "")
+        if offered and version in VERSIONS and version not in offered and row.expected in SHAPES:
+            yield row, "can't tell", "this service does not offer " + version
+            continue
+        sent = {} if row.header == "-" else {"Metadata": "true" if row.header == "xff" else row.header}
+        if row.header == "xff":
+            sent["X-Forwarded-For"] = "10.0.0.1"
+        try:
+            status, headers, body = ask(row.verb, target, sent)
+        except Error as error:
+            yield row, "can't tell", str(error)
+            continue
+        why = judge(row, version, status, headers, body)
+        if status == 429:
+            yield row, "can't tell", "throttled"
+        else:
+            yield row, "differs" if why else "holds", why
+
+
+# --- doctor: why can't my program reach IMDS from here?
+
+AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"  # what the firmware of a VM of Azure says (documented by systemd)
+LEADING = {  # variables that lead clients elsewhere, and whom
+    "AZURE_IMDS_ENDPOINT": "this client", "AZURE_POD_IDENTITY_AUTHORITY_HOST": "azure-identity and MSAL",
+    "IDENTITY_ENDPOINT": "every SDK: to Azure Arc with IMDS_ENDPOINT, to App Service with IDENTITY_HEADER",
+    "IMDS_ENDPOINT": "every SDK, with IDENTITY_ENDPOINT: to Azure Arc", "MSI_ENDPOINT": "every SDK: to Cloud Shell",
+}
+# Who answers, by (status, a header or None, what is in it, what the body has in it: None is nothing at all), the first
+# that fits.
+ANSWERERS = (
+    (401, "www-authenticate", ".key", "", "an Azure Arc agent", 5),
+    (None, "metadata-flavor", "Google", "", "the metadata service of Google Cloud", 5),
+    (None, "server", "EC2ws", "", "the metadata service of AWS", 5),
+    (None, "x-ms-azure-host-authorization", "", "", "IMDS, behind the guest proxy agent", 0),
+    (403, None, "", None, "the guest proxy agent, which lets nobody through", 1),
+    (400, None, "", "Required metadata header not specified", "IMDS", 0),
+    (410, None, "", "", "IMDS of a VM that is being moved", 4),
+    (429, None, "", "", "IMDS, but throttling", 4),
+    (None, "content-type", "text/html", "", "a captive portal, or some other web server", 5),
+    (None, "location", "", "", "something that redirects: a captive portal", 5),
+)
+
+
+class Doctor:
+    """What can be seen of the way to the service. ``facts``: (name, what is so, what it means); ``verdict`` and
+    ``exit_code`` say what to think of it. ``root``: where /proc and /sys are; ``environ``: the variables."""
+
+    def __init__(self, client: "Client", *, root: str = "/", environ: "Optional[Mapping[str, str]]" = None) -> None:
+        self.client, self._root = client, root
+        self._environ = os.environ if environ is None else environ
+        self.facts: "List[Tuple[str, str, str]]" = []
+        self.verdict, self.exit_code = "", 0
+        self._host = client.endpoint.partition("://")[2].rpartition(":")[0] or client.endpoint.partition("://")[2]
+        self._variables()
+        self._proxies()
+        self._place()
+        self._answers()
+
+    def _fact(self, name: str, value: str, meaning: str = "") -> None:
+        self.facts.append((name, one_line(value), meaning))
+
+    def _read(self, path: str) -> str:
+        try:
+            with open(os.path.join(self._root, path), encoding="utf-8", errors="replace") as file:
+                return file.read(65536)
+        except OSError:
+            return ""
+
+    def _variables(self) -> None:
+        for name, whom in LEADING.items():
+            if name in self._environ:
+                self._fact(name, self._environ[name], "leads " + whom)
+        if not set(LEADING).intersection(self._environ):
+            self._fact("variables", "none", "clients go to " + DEFAULT_ENDPOINT)
+
+    def _proxies(self) -> None:
+        bypassed = [each.strip().lstrip(".") for name in ("no_proxy", "NO_PROXY")
+                    for each in self._environ.get(name, "").split(",") if each.strip()]
+        passed_by = "*" in bypassed or any(self._host == each or self._host.endswith("." + each) for each in bypassed)
+        for name, whom in (("http_proxy", "curl and Python"), ("HTTP_PROXY", "Python, and not curl"),
+                           ("all_proxy", "curl"), ("ALL_PROXY", "curl")):
+            if self._environ.get(name):
+                self._fact(name, re.sub("//[^@/]*@", "//(masked)@", self._environ[name]),
+                           "passed by, for no_proxy says so" if passed_by else
+                           "%s would send requests for %s there; set NO_PROXY=%s" % (whom, self._host, self._host))
+
+    def _place(self) -> None:
+        tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()
+        self.is_azure = tag == AZURE_CHASSIS
+        self._fact("chassis tag", tag or "not readable", "an Azure VM" if self.is_azure else
+                   "no Azure VM" if tag else "whether this is an Azure VM can't be seen")
+        self._fact("route", *self._route())
+        signs = [sign for sign, there in (
+            ("/.dockerenv", os.path.exists(os.path.join(self._root, ".dockerenv"))),
+            ("cgroup of a container", re.search("docker|kubepods|containerd|libpod", self._read("proc/1/cgroup"))),
+            ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_HOST" in self._environ)) if there]
+        self.in_kubernetes = "KUBERNETES_SERVICE_HOST" in self._environ
+        if signs:
+            self._fact("container", ", ".join(signs), "the service answers a container only over the network of its VM")
+
+    def _route(self) -> "Tuple[str, str]":
+        """The route to the address, from /proc/net/route: numbers are hexadecimal, low byte first."""
+        try:
+            octets = [int(octet) for octet in self._host.split(".")]
+            address = sum(octet << 8 * at for at, octet in enumerate(octets))
+        except ValueError:
+            return "not seen", "the endpoint is a name"
+        if octets[0] == 127:
+            return "loopback", "this machine itself"
+        best: "Optional[Tuple[int, str, str]]" = None
+        for line in self._read("proc/net/route").splitlines()[1:]:
+            words = line.split()
+            if len(words) >= 8 and address & int(words[7], 16) == int(words[1], 16):
+                size = bin(int(words[7], 16)).count("1")
+                if best is None or size > best[0]:
+                    best = size, words[0], words[2]
+        if best is None:
+            return "none", "nothing leads to %s; add a route over the first interface" % self._host
+        return "over %s%s" % (best[1], "" if int(best[2], 16) == 0 else ", by a gateway"), (
+            "it has to be the primary interface of the VM")
+
+    def _ask(self, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
+        return self.client.ask_once("GET", target, headers)
+
+    def _answers(self) -> None:
+        target, begun = "/metadata/instance?api-version=2021-02-01", self.client._timer()
+        try:
+            status, headers, body = self._ask(target, {})
+        except Unreachable as error:
+            return self._nobody(error)
+        except NotIMDS as error:
+            self._fact("answers", "no HTTP", str(error))
+            return self._conclude("what answers at %s is not IMDS: it does not speak HTTP" % self.client.endpoint, 5)
+        self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
+        who, code = next(((who, code) for wanted, header, value, part, who, code in ANSWERERS
+                          if (wanted is None or wanted == status) and (header is None or header in headers
+                              and value in headers[header])
+                          and (part in body.decode("utf-8", "replace") if part is not None else not body)),
+                         ("something else", 5))
+        self._fact("without the header", "status %d" % status, who)
+        if code:
+            return self._conclude("what answers at %s is %s" % (self.client.endpoint, who), code)
+        return self._imds(who)
+
+    def _nobody(self, error: "Unreachable") -> None:
+        silent = "does not answer in time" in str(error)
+        self._fact("answers", "nothing", str(error))
+        if self.in_kubernetes:
+            why = "this is a pod, and AKS can keep pods from the service: use workload identity, or hostNetwork"
+        elif self.is_azure:
+            why = "this is an Azure VM: check the route, the firewall and the primary interface"
+        else:
+            why = "this does not look like an Azure VM: start an emulator with 'python3 -m imds serve'"
+        self._conclude("%s at %s; %s" % ("silence" if silent else "nobody listens", self.client.endpoint, why), 3)
+
+    def _imds(self, who: str) -> None:
+        try:
+            status, versions, headers = self._listed("/metadata/versions", "apiVersions")
+            self._fact("with the header", "status %d" % status, "")
+            self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed")
+            self._clock(headers.get("date", ""))
+            status, _, body = self._ask("/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
+                                        "https%3A%2F%2Fmanagement.azure.com%2F", {"Metadata": "true"})
+            known_words = body.decode("utf-8", "replace") in _identity_refusals()
+            self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
+                       _parsed(body).get("error_description", "") if known_words else "")
+            status, events, _ = self._listed("/metadata/scheduledevents?api-version=2020-07-01", "Events")
+            self._fact("scheduled events", "on, %d of them" % len(events) if status == 200 else "status %d" % status,
+                       "asking turns them on")
+        except (Unreachable, NotIMDS) as error:
+            self._fact("answers", "no more", str(error))
+            return self._conclude("IMDS answers at %s, but not every time" % self.client.endpoint, error.exit_code)
+        elsewhere = [name for name in LEADING if name in self._environ and name != "AZURE_IMDS_ENDPOINT"
+                     and self._environ[name].rstrip("/") != self.client.endpoint]
+        note = "; but %s leads SDKs elsewhere" % ", ".join(elsewhere) if elsewhere else ""
+        return self._conclude("%s answers at %s%s" % (who, self.client.endpoint, note), 0)
+
+    def _listed(self, target: str, name: str) -> "Tuple[int, List[Any], Mapping[str, str]]":
+        """Status of an answer, a list in it, and its headers."""
+        status, headers, body = self._ask(target, {"Metadata": "true"})
+        answer = _parsed(body)
+        listed = answer.get(name) if isinstance(answer, dict) else None
+        return status, listed if isinstance(listed, list) else [], headers
+
+    def _clock(self, date: str) -> None:
+        try:
+            seconds = parse_time(date)
+        except ValueError:
+            seconds = None
+        if seconds is None:
+            return self._fact("clock", "not compared", "the answer has no Date")
+        ahead = round(self.client._clock() - seconds)
+        return self._fact("clock", "%+d s" % ahead, "as the service's" if abs(ahead) < 60 else
+                          "this clock is wrong: tokens and attested documents will not be believed")
+
+    def _conclude(self, verdict: str, code: int) -> None:
+        self.verdict, self.exit_code = one_line(verdict), code
 
 
 # ==================================================================================================
-# Room 6: command line
+# Room 10: command line
 #
-# argparse, printing, exit codes; knows all. Results go to standard output, the rest to standard error.
+# argparse, exit codes, printing; knows all. Results go to standard output, the rest to standard error. A
+# command is a row of COMMANDS, an option one of OPTIONS; only what the command at hand takes is made.
 # ==================================================================================================
 
 USAGE_ERROR = 2
-EXIT_CODES = """\
-exit codes:
-  0  done
-  1  the service says no (not found, bad request); diff found a difference; the port is taken
-  2  usage: an option, a path or a file that can't be used
-  3  nobody answers
-  4  throttled or failing, after all retries
-  5  what answers is not IMDS
-  exec ends with the exit code of its command: 128 + N after signal N, 127 if there is no such command
-"""
+GRACE = 5  # seconds that a handler has to end after SIGTERM
+EXIT_CODES = {
+    0: "done",
+    1: "the service says no (not found, bad request)",
+    2: "usage: an option, a path or a file that can't be used",
+    3: "nobody answers",
+    4: "throttled or failing, after all retries",
+    5: "what answers is not IMDS",
+}
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
-    """Run the command line; return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = []  # type: List[str]
+    """Run the command line and return its exit code; as a program, with no ``argv``, end with it."""
+    if argv is None:
+        sys.exit(main(sys.argv[1:]))
+    arguments, command = list(argv), []  # type: List[str], List[str]
     if arguments[:1] == ["exec"] and "--" in arguments:
         split = arguments.index("--")
         arguments, command = arguments[:split], arguments[split + 1:]
@@ -2976,8 +5484,11 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         return _complain(error, error.exit_code)
     except ValueError as error:
         return _complain(error, USAGE_ERROR)
+    except ImportError as error:  # as in Debian's python3-minimal
+        return _complain("this Python lacks a part of its standard library, %s; install the whole of it, "
+                         "with 'apt-get install python3' on Debian" % error.name, USAGE_ERROR)
     except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
         return _complain(error.strerror or error, 1)
@@ -2988,105 +5499,34 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
 def _parser(arguments: "Sequence[str]") -> "Any":
     import argparse
 
-    def parser(make: "Callable[..., Any]", name: str, text: str, **more: str) -> "Any":
-        return make(name, description=text, epilog=EXIT_CODES,
-                    formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, max_help_position=28, width=79)
+
+    def parser(make: "Callable[..., Any]", name: str, text: str, codes: str, **more: str) -> "Any":
+        return make(name, description=text, epilog=codes, formatter_class=Formatter, **more)
 
     whole = parser(argparse.ArgumentParser, "python3 -m imds",
-                   "Client and emulator of the Azure Instance Metadata Service.")
+                   "Client and emulator of the Azure Instance Metadata Service.", _exit_codes(EXIT_CODES))
     whole.add_argument("--version", action="version", version="imds " + __version__)
     commands = whole.add_subparsers(metavar="COMMAND", dest="name")
     commands.required = True
-    for name, (run, text, options) in COMMANDS.items():
-        command = parser(commands.add_parser, name, text, help=text)
-        command.set_defaults(run=run)
-        for add_options in options if name in arguments else ():  # making them all would cost `get` 4 ms
-            add_options(command)
+    for name, row in COMMANDS.items():
+        codes = {code: text for code, text in EXIT_CODES.items() if code in {0, 2}.union(row.codes)}
+        codes.update((code, text) for code, text in row.codes.items() if text)
+        command = parser(commands.add_parser, name, row.text[0].upper() + row.text[1:] + ".", _exit_codes(codes),
+                         help=row.text)
+        command.set_defaults(run=row.run)
+        if name == "exec":
+            command.usage = "%(prog)s [OPTIONS] [VM.json] -- COMMAND ..."
+        for option in row.options.split() if name in arguments else ():  # making them all would cost `get` 4 ms
+            settings = dict(OPTIONS[option])
+            command.add_argument(*settings.pop("names", [option]), **settings)
     return whole
 
 
-def _get_options(command: "Any") -> None:
-    command.add_argument("paths", metavar="PATH", nargs="*",
-                         help="like compute/vmId, or a URL from the documentation; none is the whole document")
-    command.add_argument("--format", choices=("json", "text"), help="print a leaf as JSON, or a container as a listing")
-    command.add_argument("--api-version", metavar="DATE",
-                         help="default: the newest that is known here, or else the newest that the service offers")
-
-
-def _client_options(command: "Any") -> None:
-    command.add_argument("--endpoint", metavar="URL", help="default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT)
-    command.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long, retries included")
-
-
-def _events_options(command: "Any") -> None:
-    command.add_argument("--json", action="store_true", help="as the service says it, for programs")
-    command.add_argument("--watch", action="store_true", help="a line for each change, until interrupted")
-    command.add_argument("--interval", metavar="SECONDS", type=_seconds, default=1,
-                         help="between two looks (default: 1)")
-    command.add_argument("--approve", metavar="ID|all", help="let an event start now")
-    command.add_argument("--exec", metavar="CMD", dest="handler",
-                         help="with --watch: run CMD for each event of this VM, told about it in $EVENT_ID, _TYPE, "
-                              "_STATUS, _RESOURCES, _NOT_BEFORE, _DESCRIPTION, _SOURCE, _DURATION; approve it if CMD "
-                              "ends with 0")
-
-
-def _token_options(command: "Any") -> None:
-    command.add_argument("resource", metavar="RESOURCE", help="like https://vault.azure.net")
-    for name in ("client-id", "object-id", "msi-res-id"):
-        command.add_argument("--" + name, metavar="ID", help="which identity")
-    command.add_argument("--json", action="store_true", help="the whole answer")
-
-
-def _attested_options(command: "Any") -> None:
-    command.add_argument("--nonce", metavar="TEXT", help="to be found in it; at most %d characters" % MAX_NONCE)
-    command.add_argument("--content", action="store_true", help="print what it says")
-    command.add_argument("--der", action="store_true", help="print its PKCS#7 as bytes, for openssl")
-
-
-def _snapshot_options(command: "Any") -> None:
-    command.add_argument("--redact", action="store_true", help="with stand-ins for ids, names, addresses and keys")
-
-
-def _diff_options(command: "Any") -> None:
-    for name in ("A", "B"):
-        command.add_argument(name, help="a file, or the URL of an endpoint")
-
-
-def _serve_options(command: "Any") -> None:
-    command.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 is a free one (default: %(default)s)")
-
-
-def _exec_options(command: "Any") -> None:
-    command.usage = "%(prog)s [OPTIONS] [VM.json] -- COMMAND ..."
-    command.add_argument("--port", type=int, default=0, help="default: a free one")
-
-
-def _emulator_options(command: "Any") -> None:
-    command.add_argument("document", metavar="VM.json", nargs="?",
-                         help="what /metadata/instance returns, of a real VM for example, or what snapshot prints; "
-                              "- is standard input")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    command.add_argument("--profile", help="built-in VM: %s (default: linux)" % ", ".join(VMS))
-    command.add_argument("--set", metavar="NAME=VALUE", action="append", default=[],
-                         help="change a value of the VM, like compute.vmSize=Standard_D4s_v5 (repeatable)")
-    command.add_argument("--cloud", help="azEnvironment: %s" % ", ".join(CLOUDS))
-    command.add_argument("--as-of", metavar="YEAR", help="2018: the service of the 2018 document")
-    command.add_argument("--api-versions", metavar="DATE,...", help="serve only these")
-    command.add_argument("--rate-limit", metavar="N", type=float,
-                         help="requests a second, as many at once; 20 for tokens (default: no limit)")
-    command.add_argument("--event", metavar="TYPE[:KEY=VALUE,...]", action="append", default=[],
-                         help="schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, "
-                              "duration, source, description (repeatable)")
-    command.add_argument("--scenario", action="append", default=[], help="schedule: %s" % ", ".join(SCENARIOS))
-    command.add_argument("--identity", metavar="system|user:NAME|none", action="append",
-                         help="a managed identity that it has (repeatable; default: system)")
-    command.add_argument("--load-balancer", action="store_true", help="put it behind a load balancer")
-    command.add_argument("--attested-flaw", metavar="NAME",
-                         help="give attested documents that must be refused: %s"
-                              % "; ".join("%s, %s" % flaw for flaw in FLAWS.items()))
-    command.add_argument("--time-scale", metavar="N", type=_seconds, default=1,
-                         help="let its time run so many times as fast")
-    command.add_argument("--quiet", action="store_true", help="no access log (exec has none)")
+def _exit_codes(codes: "Mapping[Any, Any]") -> str:
+    return "\n".join(["exit codes:"] + ["  %-3s  %s" % code for code in codes.items()])
 
 
 def _seconds(text: str) -> float:
@@ -3101,6 +5541,103 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _port(text: str) -> int:
+    import argparse
+
+    if not re.match(r"[0-9]{1,5}\Z", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 65535, not %r" % text)
+    return int(text)
+
+
+# What add_argument is told of each option, or of each argument (in capitals).
+OPTIONS: "Dict[str, Dict[str, Any]]" = {
+    "PATH": {"names": ["paths"], "metavar": "PATH", "nargs": "*",
+             "help": "like compute/vmId, or a URL from the documentation; none is the whole document"},
+    "RESOURCE": {"names": ["resource"], "metavar": "RESOURCE", "help": "like https://vault.azure.net"},
+    "A": {"help": "a file, or the URL of an endpoint"},
+    "B": {"help": "the same"},
+    "PREFIX": {"names": ["prefix"], "metavar": "PATH", "nargs": "?", "default": "",
+               "help": "compare only what is below it, like instance/compute"},
+    "VM.json": {"names": ["document"], "metavar": "VM.json", "nargs": "?",
+                "help": "what /metadata/instance returns, of a real VM for example, or what snapshot prints; - is "
+                        "standard input"},
+    "--format": {"choices": ("json", "text"), "help": "print a leaf as JSON, or a container as a listing"},
+    "--api-version": {"metavar": "DATE",
+                      "help": "default: the newest that is known here, or else the newest that the service offers"},
+    "--endpoint": {"metavar": "URL", "help": "default: $AZURE_IMDS_ENDPOINT, or " + DEFAULT_ENDPOINT},
+    "--timeout": {"metavar": "SECONDS", "type": _seconds, "help": "give up after so long, all included"},
+    "--json": {"action": "store_true", "help": "as the service says it, for programs"},
+    "--watch": {"action": "store_true", "help": "a line for each change, until interrupted"},
+    "--interval": {"metavar": "SECONDS", "type": _seconds, "default": 1, "help": "between two looks (default: 1)"},
+    "--approve": {"metavar": "ID|all", "help": "let an event start now"},
+    "--exec": {"metavar": "CMD", "dest": "handler",
+               "help": "with --watch: run CMD for each event of this VM, told about it in $EVENT_ID, _TYPE, _STATUS, "
+                       "_RESOURCES, _NOT_BEFORE, _DESCRIPTION, _SOURCE, _DURATION; approve it if CMD ends with 0"},
+    "--client-id": {"metavar": "ID", "help": "which identity"},
+    "--object-id": {"metavar": "ID", "help": "which identity"},
+    "--msi-res-id": {"metavar": "ID", "help": "which identity"},
+    "--nonce": {"metavar": "TEXT", "default": "", "help": "to be found in it; at most %d characters" % MAX_NONCE},
+    "--content": {"action": "store_true", "help": "print what it says"},
+    "--der": {"action": "store_true", "help": "print its PKCS#7 as bytes, for openssl"},
+    "--redact": {"action": "store_true", "help": "with stand-ins for ids, names, addresses, keys and all that is not "
+                                                 "known to be public"},
+    "--issuing": {"action": "store_true", "help": "the authority below the root, which signs the service's own"},
+    "--serve-port": {"names": ["--port"], "type": _port, "default": DEFAULT_PORT,
+                     "help": "0 is a free one (default: %(default)s)"},
+    "--port": {"type": _port, "default": 0, "help": "default: a free one"},
+    "--host": {"default": "127.0.0.1", "help": "address to listen on (default: %(default)s)"},
+    "--profile": {"help": "built-in VM: %s (default: linux)" % ", ".join(PROFILES)},
+    "--set": {"metavar": "NAME=VALUE", "action": "append", "default": [],
+              "help": "change a value of the VM, like compute.vmSize=Standard_D4s_v5; an object or a list is given as "
+                      "JSON (repeatable)"},
+    "--strict": {"action": "store_true", "help": "refuse a file in which a name is nearly a known one"},
+    "--cloud": {"help": "azEnvironment: %s" % ", ".join(CLOUDS)},
+    "--as-of": {"metavar": "YEAR", "help": "2018: the service of the 2018 document"},
+    "--api-versions": {"metavar": "DATE,...", "help": "serve only these"},
+    "--rate-limit": {"metavar": "N", "type": float,
+                     "help": "requests a second, as many at once; 20 for tokens (default: no limit; as of 2018: 5)"},
+    "--event": {"metavar": "TYPE[:KEY=VALUE,...]", "action": "append", "default": [],
+                "help": "schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, duration, "
+                        "source, description (repeatable)"},
+    "--scenario": {"action": "append", "default": [], "help": "schedule: %s" % ", ".join(SCENARIOS)},
+    "--identity": {"metavar": "SPEC", "action": "append",
+                   "help": "a managed identity that it has: none, system, user:NAME or "
+                           "user:NAME,client_id=...,object_id=...,resource_id=... (repeatable; default: system)"},
+    "--load-balancer": {"action": "store_true", "help": "put it behind a load balancer"},
+    "--attested-flaw": {"metavar": "NAME", "help": "give attested documents that must be refused: %s"
+                                                   % "; ".join("%s, %s" % flaw for flaw in FLAWS.items())},
+    "--attested-issuer": {"metavar": "URL",
+                          "help": "where a verifier finds the issuer of their certificate (default: this emulator)"},
+    "--allow-host": {"metavar": "NAME", "action": "append", "default": [],
+                     "help": "answer requests whose Host says this name, too (repeatable)"},
+    "--fault": {"metavar": "PLAYBOOK", "action": "append", "default": [],
+                "help": "let it fail, like 'instance: 500 x2, 404, delay 3s' or flaky: see serve --help-situations "
+                        "(repeatable)"},
+    "--help-situations": {"action": "store_true", "help": "say how a playbook is written, and which have a name"},
+    "--control": {"action": "store_true", "help": "let /imds/ control it, from any language or a browser"},
+    "--reload": {"action": "store_true", "help": "read VM.json again whenever it changes"},
+    "--requests": {"action": "store_true", "help": "print what the command asked, after it has ended"},
+    "--lint": {"action": "store_true", "help": "judge what it asked by the published rules, after it has ended"},
+    "--lint-strict": {"action": "store_true", "help": "the same, and end with 1 where a rule is broken"},
+    "--isolated": {"action": "store_true",
+                   "help": "run it where 169.254.169.254 is this emulator, and nothing else can be reached (Linux)"},
+    "--scale-set": {"metavar": "N", "type": int, "help": "serve so many VMs of one scale set, a port each"},
+    "URL": {"names": ["url"], "metavar": "URL", "help": "of the service, like http://127.0.0.1:%d" % DEFAULT_PORT},
+    "--verdicts": {"names": ["--json"], "action": "store_true", "help": "for programs"},
+    "--checks-strict": {"names": ["--strict"], "action": "store_true",
+                        "help": "count what documentation and observation leave open, too"},
+    "--root": {"metavar": "DIR", "default": "/", "help": "where proc and sys are (default: /)"},
+    "OPERATION": {"names": ["operation"], "metavar": "OPERATION", "nargs": "?", "help": "none: list them all"},
+    "ARGUMENT": {"names": ["arguments"], "metavar": "NAME=VALUE", "nargs": "*", "help": "like kind=Reboot after=30"},
+    "--url": {"metavar": "URL", "help": "of the emulator (default: $AZURE_IMDS_CONTROL, or http://127.0.0.1:%d/imds)"
+                                        % DEFAULT_PORT},
+    "--time-scale": {"metavar": "N", "type": _seconds, "default": 1, "help": "let its time run so many times as fast"},
+    "--quiet": {"action": "store_true", "help": "no access log (exec has none)"},
+}
+
+
+# --- the client's commands
+
 def _client(options: "Any") -> "Client":
     return Client(options.endpoint, api_version=getattr(options, "api_version", None),
                   timeout=options.timeout, deadline=options.timeout)
@@ -3111,17 +5648,124 @@ def _run_get(options: "Any") -> None:
         _print(node if isinstance(node, str) and options.format != "json" else _json(node))
 
 
+def _run_token(options: "Any") -> None:
+    answer = _client(options).token_answer(options.resource, client_id=options.client_id,
+                                           object_id=options.object_id, msi_res_id=options.msi_res_id)
+    _print(_json(answer) if options.json else answer["access_token"])
+
+
+def _run_attested(options: "Any") -> None:
+    import base64
+
+    if options.content and options.der:
+        raise ValueError("--content or --der, not both")
+    document = _client(options).attested(options.nonce)
+    if options.der:
+        _write(base64.b64decode(document["signature"]))
+    else:
+        _print(_json(attested_content(document) if options.content else document))
+
+
+def _run_snapshot(options: "Any") -> None:
+    vm = _client(options).snapshot()
+    _print(format_json(redact(vm) if options.redact else vm, 2))
+
+
+def _run_diff(options: "Any") -> int:
+    vms: "List[Dict[str, Any]]" = []
+    for name in (options.A, options.B):
+        vm = Client(name).snapshot() if name.startswith("http://") else _read_json(name)
+        parts = {part: node for part, node in split_document(vm).items() if node is not None}
+        parts.pop("attested", None)  # it is another one each time
+        vms.append(parts)
+    bare = [name for name, vm in zip((options.A, options.B), vms) if set(vm) == {"instance"}]
+    if len(bare) == 1:
+        vms = [{"instance": vm["instance"]} for vm in vms]
+        say("imds: only the instance documents are compared: %s has nothing else" % bare[0])
+    count = 0
+    for path, before, after in diff(*vms):
+        for leaf_path, one, other in _in_lines(path, before, after):
+            if (leaf_path + "/").startswith(options.prefix.strip("/") + "/" * bool(options.prefix)):
+                _print("%s: %s -> %s" % (leaf_path, _shown(one), _shown(other)))
+                count += 1
+    return 1 if count else 0
+
+
+def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[Tuple[str, Any, Any]]":
+    """A difference as one, or, where it is an object too large for a line, one for each leaf."""
+    known_side = before if after is None else after
+    if (before is None or after is None) and len(format_json(known_side)) > 100 and children(known_side):
+        for name, child in children(known_side):
+            yield from _in_lines(path + "/" + name, child if after is None else None, None if after is None else child)
+    else:
+        yield path, before, after
+
+
+def _shown(value: "Any") -> str:
+    return "(absent)" if value is None else format_json(value)
+
+
+def _run_verify(options: "Any") -> int:
+    client, last = Client(options.url, timeout=options.timeout or 5, deadline=options.timeout or 10), [0.0]
+
+    def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
+        time.sleep(max(0, last[0] + 0.25 - time.monotonic()))  # four a second are safe everywhere
+        last[0] = time.monotonic()
+        return client.ask_once(verb, target, headers)
+
+    counts: "Dict[Tuple[str, str], int]" = {}
+    rows = []
+    for row, verdict, why in verify(ask):
+        counts[row.mark, verdict] = counts.get((row.mark, verdict), 0) + 1
+        rows.append({"check": row.name, "mark": row.mark, "request": row.verb + " " + row.target, "verdict": verdict,
+                     "why": why})
+        if not options.json:
+            _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why)))
+    marks = ("documented", "observed", "chosen")
+    summary = {mark: {verdict: counts.get((mark, verdict), 0) for verdict in ("holds", "differs", "can't tell")}
+               for mark in marks}
+    if options.json:
+        _print(_json({"url": client.endpoint, "checks": rows, "summary": summary}))
+    else:
+        for mark in marks:
+            _print("%-10s  %d hold, %d differ, %d can't be told" % (
+                mark, summary[mark]["holds"], summary[mark]["differs"], summary[mark]["can't tell"]))
+    if sum(summary[mark]["holds"] for mark in marks) * 4 < len(rows):
+        raise NotIMDS("of %d checks hardly any holds: what answers at %s is not IMDS" % (len(rows), client.endpoint))
+    return int(any(summary[mark]["differs"] for mark in (marks if options.strict else marks[:2])))
+
+
+def _run_doctor(options: "Any") -> int:
+    client = Client(options.endpoint, timeout=options.timeout or 3, deadline=options.timeout or 5)
+    doctor = Doctor(client, root=options.root)
+    if options.json:
+        facts = [{"fact": name, "value": value, "means": meaning} for name, value, meaning in doctor.facts]
+        _print(_json({"verdict": doctor.verdict, "exit_code": doctor.exit_code, "facts": facts}))
+    else:
+        _print("\n".join([doctor.verdict, ""] + [("%-20s %s%s" % (name, printable(value), meaning and ": " + meaning))
+                                                 for name, value, meaning in doctor.facts]))
+    return doctor.exit_code
+
+
+def _run_test_ca(options: "Any") -> None:
+    _print(pem(issuing_certificate() if options.issuing else root_certificate()).rstrip())
+
+
+# --- events
+
 def _run_events(options: "Any") -> None:
     client = _client(options)
     if options.handler and not options.watch:
         raise ValueError("--exec goes with --watch")
     if options.approve is not None:
-        waiting = [event for event in client.scheduled_events()["Events"] if event.get("EventStatus") == "Scheduled"]
+        waiting = [event for event in client.scheduled_events()["Events"] if event["EventStatus"] == "Scheduled"]
         ids = [event["EventId"] for event in waiting] if options.approve == "all" else [options.approve]
         if ids:
             client.approve(*ids)
+        for event in waiting if options.approve == "all" and not options.json else ():
+            say("imds: approved %s %s" % (event["EventType"], event["EventId"]))
     if options.watch:
-        _watch(client, options)
+        _Watch(client, options).run()
     elif options.json:
         _print(_json(client.scheduled_events()))
     elif options.approve is None:
@@ -3129,57 +5773,134 @@ def _run_events(options: "Any") -> None:
         _print("\n".join(_event_line(event, client) for event in events) or "no scheduled events")
 
 
-def _watch(client: "Client", options: "Any") -> None:
-    """Print a line for each event that comes, changes or goes; run the handler for those of this VM."""
-    import shutil
-    import subprocess
+class _Watch:
+    """`events --watch`: a line for each event that comes, changes or goes; on a terminal also the time that is left."""
 
-    name = client.get("compute/name") if options.handler else None  # of no VM: no handler
-    interval = max(options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
-    known, handlers, handled = {}, {}, set()  # type: Dict[str, Any], Dict[str, Any], set[str]
-    live = sys.stdout.isatty() and not options.json
-    incarnation = None
-    try:
-        for document in client.poll_events(interval):
-            events = {event["EventId"]: event for event in document["Events"]}
-            if live:
-                sys.stdout.write("\r\x1b[K")
-            if options.json and document["DocumentIncarnation"] != incarnation:
-                _print(format_json(document))
-            incarnation = document["DocumentIncarnation"]
-            for event_id in list(events) + [gone for gone in known if gone not in events]:
-                event = events.get(event_id) or dict(known[event_id], EventStatus="Gone", NotBefore="")
-                if event != known.get(event_id) and not options.json:
-                    _print(_event_line(event, client))
-                if name in event["Resources"] and event_id in events and event_id not in handled:
-                    handled.add(event_id)
-                    handlers[event_id] = subprocess.Popen(options.handler, shell=True, env=_event_environment(event))
-            known = events
-            ended = [event_id for event_id, handler in handlers.items() if handler.poll() is not None]
-            done = [event_id for event_id in ended if handlers[event_id].returncode == 0
-                    and events.get(event_id, {}).get("EventStatus") == "Scheduled"]
-            for event_id in ended:
-                _report(handlers.pop(event_id), event_id)
-            if done:
-                try:
-                    client.approve(*done)
-                except Refused as error:  # gone in the meantime: no reason to stop watching
-                    _log("imds: %s" % error)
-            coming = [event for event in known.values() if event["NotBefore"]]
-            if live and coming:
-                soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
-                line = "%s of %s %s" % (soonest["EventType"], ",".join(soonest["Resources"]), _left(soonest, client))
-                sys.stdout.write(one_line(line)[:shutil.get_terminal_size().columns - 1])
-                sys.stdout.flush()
-    finally:
-        for event_id, handler in handlers.items():  # what it began it should end
-            handler.wait()
-            _report(handler, event_id)
+    def __init__(self, client: "Client", options: "Any") -> None:
+        self.client, self.options = client, options
+        self.known: "Dict[str, Dict[str, Any]]" = {}
+        self.incarnation: "Any" = None
+        self.live = _is_terminal() and not options.json
+
+    def run(self) -> None:
+        name = self.client.get("compute/name") if self.options.handler else None
+        handlers = _Handlers(self.options.handler, self.client)
+        interval = max(self.options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
+        with _terminable():
+            try:
+                for document in self.client.poll_events(interval=interval):
+                    self.show(document)
+                    for event in self.known.values():
+                        if name in event["Resources"]:
+                            handlers.begin(event)
+                    handlers.look(self.known)
+                    self.count_down()
+                    if not _has_reader():
+                        raise BrokenPipeError()
+            finally:
+                handlers.end()
+
+    def show(self, document: "Mapping[str, Any]") -> None:
+        events = {event["EventId"]: event for event in document["Events"]}
+        if self.live:
+            sys.stdout.write("\r\x1b[K")
+        if self.incarnation is None and not events and not self.options.json:
+            say("imds: no scheduled events yet")
+        if self.options.json and document["DocumentIncarnation"] != self.incarnation:
+            _print(format_json(document))
+        self.incarnation = document["DocumentIncarnation"]
+        for event_id in list(events) + [gone for gone in self.known if gone not in events]:
+            event = events.get(event_id) or dict(self.known[event_id], EventStatus="Gone", NotBefore="")
+            if event != self.known.get(event_id) and not self.options.json:
+                _print(_fitting(_event_line(event, self.client), self.live))
+        self.known = events
+
+    def count_down(self) -> None:
+        coming = [event for event in self.known.values() if event["NotBefore"]]
+        if self.live and coming:
+            soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
+            line = "%s of %s %s" % (soonest["EventType"], ",".join(soonest["Resources"]), _left(soonest, self.client))
+            sys.stdout.write(_fitting(one_line(line), True))
+            sys.stdout.flush()
 
 
-def _report(handler: "Any", event_id: str) -> None:
-    if handler.returncode:
-        _log("imds: %s ended with %d; event %s is not approved" % (handler.args, handler.returncode, event_id))
+class _Handlers:
+    """The commands that run for events, and the approvals of those that ended with 0: kept and sent until each is
+    taken, refused or no longer needed."""
+
+    def __init__(self, command: "Optional[str]", client: "Client") -> None:
+        self.command, self.client = command, client
+        self.running: "Dict[str, Any]" = {}
+        self.begun: "set[str]" = set()
+        self.approvals: "List[str]" = []
+
+    def begin(self, event: "Mapping[str, Any]") -> None:
+        """Run the command for an event, once."""
+        import subprocess
+
+        event_id = event["EventId"]
+        if event_id in self.begun:
+            return
+        self.begun.add(event_id)
+        try:
+            self.running[event_id] = subprocess.Popen(
+                str(self.command), shell=True, env=_event_environment(event), start_new_session=os.name == "posix")
+        except OSError as error:
+            say("imds: %s can't be run (%s); event %s is not approved" % (self.command, error.strerror, event_id))
+
+    def look(self, events: "Mapping[str, Mapping[str, Any]]") -> None:
+        """See who has ended, and send the approvals that are due."""
+        for event_id in [each for each, handler in self.running.items() if handler.poll() is not None]:
+            if self.report(event_id):
+                self.approvals.append(event_id)
+        self.approvals = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
+        together = [self.approvals] if self.approvals else []
+        while together:
+            batch = together.pop(0)
+            try:
+                self.client.approve(*batch)
+                self.approvals = [each for each in self.approvals if each not in batch]
+            except (Refused, NotFound) as error:
+                if len(batch) > 1:  # one of them spoils it for all
+                    together += [[each] for each in batch]
+                else:
+                    self.approvals.remove(batch[0])
+                    say("imds: %s" % error)
+            except Error as error:
+                say("imds: %s; the approval will be sent again" % error)
+                return
+
+    def report(self, event_id: str) -> bool:
+        """Forget a handler that has ended; return whether its event may start."""
+        code = self.running.pop(event_id).returncode
+        if code:
+            say("imds: %s ended with %d; event %s is not approved" % (self.command, code, event_id))
+        return not code
+
+    def end(self) -> None:
+        """End the handlers: first with SIGTERM, then, after a grace, for good."""
+        import signal
+        import subprocess
+
+        for handler in self.running.values():
+            self.kill(handler, signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        for event_id, handler in list(self.running.items()):
+            try:
+                handler.wait(max(0.01, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.kill(handler, getattr(signal, "SIGKILL", signal.SIGTERM))
+                handler.wait()
+            self.report(event_id)
+
+    def kill(self, handler: "Any", number: int) -> None:
+        try:
+            if os.name == "posix":
+                os.killpg(handler.pid, number)
+            else:
+                handler.terminate()
+        except OSError:  # it has ended
+            pass
 
 
 def _event_line(event: "Mapping[str, Any]", client: "Client") -> str:
@@ -3197,94 +5918,158 @@ def _left(event: "Mapping[str, Any]", client: "Client") -> str:
 
 
 def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
-    names = {"ID": "EventId", "TYPE": "EventType", "STATUS": "EventStatus", "NOT_BEFORE": "NotBefore",
-             "DESCRIPTION": "Description", "SOURCE": "EventSource", "DURATION": "DurationInSeconds"}
-    environment = dict(os.environ, EVENT_RESOURCES=" ".join(event.get("Resources", [])))
-    environment.update(("EVENT_" + name, str(event.get(field, ""))) for name, field in names.items())
-    return {name: value.replace("\0", "") for name, value in environment.items()}
+    environment = dict(os.environ)
+    for name, field in EVENT_FIELDS.items():
+        value = event.get(name, "")
+        text = " ".join(value) if isinstance(value, list) else str(value)
+        if field.variable:
+            environment["EVENT_" + field.variable] = text.replace("\0", "")[:32768]  # a system has its limit
+    return environment
 
 
-def _run_token(options: "Any") -> None:
-    answer = _client(options).token_answer(options.resource, client_id=options.client_id,
-                                           object_id=options.object_id, msi_res_id=options.msi_res_id)
-    _print(_json(answer) if options.json else answer["access_token"])
-
-
-def _run_attested(options: "Any") -> None:
-    import base64
-
-    document, content = _client(options).attested(options.nonce)
-    if options.der:
-        sys.stdout.buffer.write(base64.b64decode(document["signature"]))
-        sys.stdout.buffer.flush()
-    else:
-        _print(_json(content if options.content else document))
-
-
-def _run_snapshot(options: "Any") -> None:
-    vm = _client(options).snapshot()
-    _print(format_json(redact(vm) if options.redact else vm, 2))
-
-
-def _run_diff(options: "Any") -> int:
-    vms = []  # type: List[Dict[str, Any]]
-    for name in (options.A, options.B):
-        vm = Client(name).snapshot() if name.startswith("http://") else _read_json(name)
-        parts = {part: node for part, node in split_document(vm).items() if node is not None}
-        parts.pop("attested", None)  # it is another one each time
-        vms.append(parts)
-    if not all(set(vm).difference(("instance",)) for vm in vms):  # one has nothing else: compare no more
-        vms = [{"instance": vm["instance"]} for vm in vms]
-    one, other = vms
-    count = 0
-    for path, before, after in diff(one, other):
-        _print("%s: %s -> %s" % (path, _shown(before), _shown(after)))
-        count += 1
-    return 1 if count else 0
-
-
-def _shown(value: "Any") -> str:
-    return "(absent)" if value is None else format_json(value)
-
-
-def _json(node: "Any") -> str:
-    """JSON, indented for people."""
-    return format_json(node, 2 if sys.stdout.isatty() else None)
-
+# --- the emulator's commands
 
 def _run_serve(options: "Any") -> int:
-    import signal
-
-    def interrupt(*_: object) -> "NoReturn":
-        raise KeyboardInterrupt
-
-    vm = _emulator(options)
-    try:
-        signal.signal(signal.SIGTERM, interrupt)
-        _start(vm, options)
-        compute = vm.instance["compute"]
-        _log("serving %s, %s in %s; stop with Ctrl-C. Try:\n"
-             "  curl --noproxy '*' -s -H Metadata:true '%s/metadata/instance?api-version=%s'\n"
-             "  export AZURE_IMDS_ENDPOINT=%s AZURE_POD_IDENTITY_AUTHORITY_HOST=%s"
-             % (compute["name"] or "a VM", compute["vmSize"] or "of no size", compute["location"] or "no location",
-                vm.url, vm.versions[-1], vm.url, vm.url))
-        _print(vm.url)
-        vm.wait()
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
-    finally:
-        vm.stop()
+    if options.help_situations:
+        _print(inspect_playbooks())
+        return 0
+    if options.reload and options.document in (None, "-"):
+        raise ValueError("--reload goes with a file")
+    options.seen = _stamp(options.document) if options.reload else None
+    log = _Log()
+    make = _scale_set if options.scale_set is not None else _emulator
+    vm: "Any" = make(options, None if options.quiet else log)
+    with _terminable():
+        try:
+            _start(vm, options)
+            first, *others = vm if options.scale_set is not None else [vm]
+            _banner(first)
+            _print("\n".join(each.url for each in [first] + others))
+            while options.reload and vm.wait(0.5):
+                _reload(vm, options)
+            vm.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            vm.stop()
+            log.close()
     return 0
 
 
+def inspect_playbooks() -> str:
+    """How a playbook is written, and the situations that have a name."""
+    lines = ["--fault '[WHERE:] STEP, STEP, ...': one step for each request that matches, then all is well again.", "",
+             "WHERE     instance, identity, scheduledevents, POST scheduledevents, ...: a path below /metadata",
+             "STEP      " + " ".join(FAULT_STATUSES)]
+    lines += ["          %-9s %s" % (name, text) for name, text in FAULT_MANNERS.items()]
+    lines += ["          %-9s %s" % row for row in (("portal", "an HTML page"), ("huge", "more than a client may read"),
+                                                    ("redirect", "to another place"), ("delay 3s", "alone or first"))]
+    lines += ["HOW OFTEN once, x2, for 60s, every 3, p 0.2, always", "", "situations:"]
+    lines += ["  %-16s %-32s %s" % (name, row.playbook, row.text) for name, row in SITUATIONS.items()]
+    return "\n".join(lines)
+
+
+def _stamp(name: str) -> "Any":
+    """What differs after a file was written, or None while there is none."""
+    try:
+        stat = os.stat(name)
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    except OSError:
+        return None
+
+
+def _reload(vm: "Emulator", options: "Any") -> None:
+    """Serve the file as it is now, if it has changed; one that is wrong is reported, and the old VM stays."""
+    stamp = _stamp(options.document)
+    if stamp is None or stamp == options.seen:
+        return
+    options.seen = stamp
+    try:
+        vm.replace(_parts(options))
+        say("imds: %s was read again" % options.document)
+    except ValueError as error:
+        say("imds: %s; the VM stays as it was" % error)
+
+
+def _banner(vm: "Emulator") -> None:
+    """Say what is served, and how to ask it: in the words of the shells that there are."""
+    compute, target = vm.instance["compute"], "/metadata/instance?api-version=" + vm.versions[-1]
+    say("serving %s, %s in %s; stop with Ctrl-C. Try:" % tuple(
+        printable(compute[name]) or other
+        for name, other in (("name", "a VM"), ("vmSize", "of no size"), ("location", "no location"))))
+    variables = ("AZURE_IMDS_ENDPOINT", "AZURE_POD_IDENTITY_AUTHORITY_HOST")
+    if os.name == "nt":
+        say('  curl.exe --noproxy "*" -s -H Metadata:true "%s%s"' % (vm.url, target))
+        say("  cmd:        " + " & ".join('set "%s=%s"' % (name, vm.url) for name in variables))
+        say("  PowerShell: " + "; ".join("$env:%s = '%s'" % (name, vm.url) for name in variables))
+    else:
+        say("  curl --noproxy '*' -s -H Metadata:true '%s%s'" % (vm.url, target))
+        say("  export " + " ".join("%s=%s" % (name, vm.url) for name in variables))
+    if vm.rate_limit:
+        say("at most %g requests a second are answered; --rate-limit 0 turns that off" % vm.rate_limit)
+
+
+class _Log:
+    """The access log on standard error, written by a thread of its own: where nobody empties the pipe, lines are
+    lost, and no client waits for that."""
+
+    def __init__(self) -> None:
+        import threading
+
+        self._lines: "Any" = collections.deque(maxlen=10000)
+        self._some, self._writing = threading.Event(), False
+        self._thread: "Any" = None
+
+    def __call__(self, line: str) -> None:
+        import threading
+
+        self._lines.append(line)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="imds-log", daemon=True)
+            self._thread.start()
+        if not self._some.is_set():
+            self._some.set()
+
+    def _run(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(0.02)  # many lines at once cost the server less
+            self._some.clear()
+            self._writing = True
+            text = ""
+            while self._lines:
+                text += self._lines.popleft() + "\n"
+                if len(text) > 65536 or not self._lines:
+                    try:  # not sys.stderr, whose lock this thread would still hold when the program ends
+                        os.write(2, text.encode("utf-8", "backslashreplace"))
+                    except OSError:
+                        pass
+                    text = ""
+            self._writing = False
+
+    def close(self, most: float = 0.5) -> None:
+        """Wait until all is written, but not for long."""
+        until = time.monotonic() + most
+        while (self._lines or self._writing) and time.monotonic() < until:
+            time.sleep(0.005)
+
+
 def _run_exec(options: "Any") -> int:
+    import shutil
     import signal
     import subprocess
 
     if not options.command:
         raise ValueError("what is to be run? exec [OPTIONS] -- COMMAND ...")
-    vm = _emulator(options)
+    if options.isolated:
+        isolate()
+        options.host, options.port = DEFAULT_ENDPOINT.partition("://")[2], 80
+    vm = _emulator(options, None)
     children, ending = [], []  # type: List[Any], List[bool]
+    environment = dict(os.environ)
+    if options.isolated:  # what would lead elsewhere than to the address
+        for name in LEADING:
+            environment.pop(name, None)
 
     def end(*_: object) -> None:
         ending.append(True)
@@ -3293,85 +6078,250 @@ def _run_exec(options: "Any") -> int:
 
     try:
         _start(vm, options)
-        environment = dict(os.environ, AZURE_IMDS_ENDPOINT=vm.url, AZURE_POD_IDENTITY_AUTHORITY_HOST=vm.url)
-        signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command, too
-        signal.signal(signal.SIGTERM, end)
+        if _in_main_thread():
+            signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command, too
+            signal.signal(signal.SIGTERM, end)
+        program = shutil.which(options.command[0]) if os.name == "nt" else None  # a .cmd, too
         try:
-            children.append(subprocess.Popen(options.command, env=environment))
+            environment.update({name: value for name, value in vm.environ.items()
+                                if name not in LEADING or not options.isolated})
+            children.append(subprocess.Popen([program or options.command[0]] + options.command[1:], env=environment))
         except OSError as error:
             return _complain("%s: %s" % (options.command[0], error.strerror), 126 if error.errno == 13 else 127)
         if ending:  # while it was being started
             end()
         code = int(children[0].wait())
-        return code if code >= 0 else 128 - code
+        broken = _report_requests(vm, options)
+        return 1 if broken and code == 0 and options.lint_strict else code if code >= 0 else 128 - code
     finally:
         vm.stop()
 
 
-def _emulator(options: "Any") -> "Emulator":
-    document = VMS[_known(options.profile or "linux", VMS, "profile")]
-    if options.document is not None:
-        if options.profile:
-            raise ValueError("a file or --profile, not both")
-        document = _read_json(options.document)
-        if not {"instance", "compute", "network"}.intersection(document):
-            raise ValueError("%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot "
-                             "prints" % options.document)
+FORBIDDEN = """\
+this system does not let you make a network namespace (%s): allow it with 'sysctl -w \
+kernel.unprivileged_userns_clone=1' or 'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0', or run it as root; \
+or give the address to this machine with 'sudo ip addr add 169.254.169.254/32 dev lo' and use exec --host \
+169.254.169.254 --port 80"""
+
+
+def isolate() -> None:
+    """Go on in a network namespace of our own, in which there is nothing but 169.254.169.254 and loopback.
+
+    Without root that takes a user namespace, too. Where os.unshare is missing (before Python 3.12), unshare of
+    util-linux runs this program again. A namespace is known to be our own by an id other than before, and is never
+    taken for that while it has any interface but loopback.
+    """
+    import subprocess
+
+    here, before = _namespace(), os.environ.pop("IMDS_ISOLATED_FROM", None)
+    if here is None:
+        raise ValueError("--isolated needs Linux, for its network namespaces")
+    if before is None:
+        user = os.getuid()
+        if hasattr(os, "unshare"):
+            try:
+                os.unshare(0x40000000 | (0x10000000 if user else 0))  # CLONE_NEWNET, CLONE_NEWUSER
+                if user:
+                    _map_to_root(user, os.getgid())
+            except OSError as error:
+                raise ValueError(FORBIDDEN % error.strerror) from None
+        else:
+            command = ["unshare", "-n" if user == 0 else "-rn"]
+            try:
+                trial = subprocess.run(command + ["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                why = "" if trial.returncode == 0 else one_line(trial.stderr.decode("utf-8", "replace"))
+            except OSError as error:
+                why = "unshare: %s" % error.strerror
+            if why:
+                raise ValueError(FORBIDDEN % why)
+            environment = dict(os.environ, IMDS_ISOLATED_FROM=here)
+            os.execvpe("unshare", command + [sys.executable, os.path.abspath(__file__)] + sys.argv[1:], environment)
+        before, here = here, _namespace()
+    with open("/proc/self/net/dev", encoding="ascii") as file:
+        interfaces = [line.partition(":")[0].strip() for line in file if ":" in line]
+    if before == here or interfaces != ["lo"]:
+        raise ValueError("this is no network namespace of its own: nothing is run in it")
+    _bring_up(DEFAULT_ENDPOINT.partition("://")[2])
+
+
+def _namespace() -> "Optional[str]":
     try:
-        parts = split_document(document)
-        parts["instance"] = complete(parts["instance"])
-    except ValueError as error:
-        raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
-    for setting in options.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
-        assign(parts["instance"], name, value)
-        parts["instance"] = complete(parts["instance"])
-    vm = Emulator(
-        parts, host=options.host, port=options.port, rate_limit=options.rate_limit, cloud=options.cloud,
-        versions=options.api_versions and options.api_versions.split(","), as_of=options.as_of,
-        log=None if options.quiet or options.name == "exec" else _log_request,
-        clock=Clock(time.time, options.time_scale),
-        identities=options.identity and [each for each in options.identity if each != "none"],
-        load_balancer=options.load_balancer, attested_flaw=options.attested_flaw)
+        return os.readlink("/proc/self/ns/net")
+    except OSError:
+        return None
+
+
+def _map_to_root(user: int, group: int) -> None:
+    for name, text in (("setgroups", "deny"), ("uid_map", "0 %d 1" % user), ("gid_map", "0 %d 1" % group)):
+        with open("/proc/self/" + name, "w") as file:
+            file.write(text)
+
+
+def _bring_up(address: str) -> None:
+    """Start loopback and give it an address, by the two ioctls that `ip` makes of this."""
+    import fcntl
+    import socket
+    import struct
+
+    set_flags, set_address, up_and_running = 0x8914, 0x8916, 0x41
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, set_flags, struct.pack("16sH22x", b"lo", up_and_running))
+        request = struct.pack("16sHH4s16x", b"lo:0", socket.AF_INET, 0, socket.inet_aton(address))
+        fcntl.ioctl(control, set_address, request)
+
+
+def _report_requests(vm: "Emulator", options: "Any") -> int:
+    """Say what a command asked, and what of it breaks a rule; return how many rules."""
+    for exchange in vm.requests if options.requests else ():
+        say(str(exchange))
+    findings = vm.lint() if options.lint or options.lint_strict else []
+    for finding in findings:
+        say("%(rule)s, %(count)d times: %(says)s (%(mark)s)\n    %(seen)s" % finding)
+    if (options.lint or options.lint_strict) and not findings:
+        say("no rule is broken, in %d requests" % len(vm.requests))
+    return len(findings)
+
+
+def _run_ctl(options: "Any") -> int:
+    url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d/imds" % DEFAULT_PORT).rstrip("/")
+    origin, _, path = url.partition("://")[2].partition("/")
+    client = Client("http://" + origin, timeout=options.timeout, deadline=options.timeout or 5)
+    if options.operation is None:
+        for row in client.control("GET", "/%s/" % path).values():
+            _print("%s\n    %s" % (row["signature"], row["documentation"].replace("\n", "\n    ")))
+        return 0
+    pairs = [argument.partition("=") for argument in options.arguments]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError("an argument is NAME=VALUE, like kind=Reboot")
+    known(options.operation, OPERATIONS, "operation")
+    arguments = read_arguments(options.operation, {name: value for name, _, value in pairs})
+    result = client.control("POST", "/%s/%s" % (path, options.operation), arguments)["result"]
+    if result is not None:
+        _print(result if isinstance(result, str) else _json(result))
+    return 0
+
+
+def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Emulator":
+    """The emulator that the options ask for."""
+    vm = Emulator(_parts(options), load_balancer=options.load_balancer, **_settings(options, log))
+    _play(vm, options)
+    return vm
+
+
+def _scale_set(options: "Any", log: "Optional[Callable[[str], None]]") -> "ScaleSet":
+    """The scale set that the options ask for."""
+    if options.document or options.set or options.reload:
+        raise ValueError("--scale-set goes with no file, --set or --reload")
+    vms = ScaleSet(options.scale_set, profile=options.profile or "scaleset", load_balancer=options.load_balancer,
+                   **_settings(options, log))
+    _play(vms[0], options, vms)
+    return vms
+
+
+def _settings(options: "Any", log: "Optional[Callable[[str], None]]") -> "Dict[str, Any]":
+    """What the options say of an emulator, but for its VM."""
+    identities = options.identity
+    if identities and "none" in identities:
+        if len(identities) > 1:
+            raise ValueError("--identity none goes with no other")
+        identities = []
+    return {
+        "host": options.host, "port": options.port, "rate_limit": options.rate_limit, "cloud": options.cloud,
+        "versions": options.api_versions and options.api_versions.split(","), "as_of": options.as_of, "log": log,
+        "clock": Clock(time.time, scale=options.time_scale), "identities": identities,
+        "allow_hosts": options.allow_host, "control": options.control, "attested_flaw": options.attested_flaw,
+        "attested_issuer": options.attested_issuer,
+    }
+
+
+def _play(vm: "Emulator", options: "Any", vms: "Any" = ()) -> None:
+    """Let events and faults take their course; faults on each of several ``vms``."""
     for event in options.event:
         vm.schedule(**_event(event))
     for scenario in options.scenario:
         vm.play(scenario)
-    return vm
+    for playbook in options.fault:
+        for other in list(vms)[1:]:
+            other.fail(playbook)
+        said = vm.fail(playbook)
+        if " p " in said["playbook"]:
+            say("imds: fault %(playbook)s, seed %(seed)d" % said)
+
+
+def _parts(options: "Any") -> "Dict[str, Any]":
+    """The VM of a file or a profile, in its parts and complete."""
+    if options.document is None:
+        return _with_settings(split_document({"instance": make_vm(options.profile or "linux")}), options)
+    if options.profile:
+        raise ValueError("a file or --profile, not both")
+    document = _read_json(options.document)
+    if not {"instance", "compute", "network"}.intersection(document):
+        raise ValueError("%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot "
+                         "prints" % options.document)
+    try:
+        parts = split_document(document)
+        complete_instance = complete(parts["instance"])
+    except ValueError as error:
+        raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
+    for path, meant in misspelled(parts["instance"]):
+        message = "%s: %s is a name that no table knows; did you mean %s?" % (options.document, path, meant)
+        if options.strict:
+            raise ValueError(message)
+        say("imds: warning: " + message)
+    return _with_settings(dict(parts, instance=complete_instance), options)
+
+
+def _with_settings(parts: "Dict[str, Any]", options: "Any") -> "Dict[str, Any]":
+    """A VM with what --set changes."""
+    for setting in options.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
+        parts["instance"] = assign(parts["instance"], name, value)
+    return parts
+
+
+EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: the argument of schedule, and its reader
+    "in": ("after", lambda text: duration(text)), "resources": ("resources", lambda names: names.split("+")),
+    "duration": ("duration", lambda text: int(duration(text))), "source": ("source", str),
+    "description": ("description", str),
+}
 
 
 def _event(text: str) -> "Dict[str, Any]":
-    """What --event says, as the arguments of Emulator.schedule."""
+    """What --event says, as the arguments of Emulator.schedule. A comma that no key follows is part of a value."""
     kind, _, rest = text.partition(":")
-    event = {"kind": kind}  # type: Dict[str, Any]
-    readers = {"in": ("not_before", _duration), "resources": ("resources", lambda names: names.split("+")),
-               "duration": ("duration", lambda seconds: int(_duration(seconds))), "source": ("source", str),
-               "description": ("description", str)}  # type: Dict[str, Tuple[str, Callable[[str], Any]]]
-    for pair in filter(None, rest.split(",")):
+    event: "Dict[str, Any]" = {"kind": kind}
+    for pair in re.split(r",(?=\w+=)", rest) if rest else ():
         key, equals, value = pair.partition("=")
-        name, reader = readers[_known(key, readers, "key of --event")]
+        name, reader = EVENT_KEYS[known(key, EVENT_KEYS, "key of --event")]
         event[name] = reader(value)
     return event
 
 
-def _duration(text: str) -> float:
-    found = re.match(r"(-?[0-9]+(?:\.[0-9]+)?)([smh]?)$", text)
-    if not found:
-        raise ValueError("a time is like 30s, 15m or 1h, not %r" % text)
-    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
+def _start(vm: "Any", options: "Any") -> None:
+    import errno
+    import socket
 
-
-def _start(vm: "Emulator", options: "Any") -> None:
     try:
         vm.start()
-    except (OSError, OverflowError) as error:
-        raise Error("can't listen on %s port %d (%s); choose another with --port, or --port 0 for a free one"
-                    % (options.host, options.port, getattr(error, "strerror", None) or error)) from None
-    if options.host != "localhost" and options.host != "::1" and not options.host.startswith("127."):
-        _log("warning: %s is not loopback; whoever reaches this machine can read what is served" % options.host)
+    except OSError as error:
+        advice = "choose another with --host"
+        if isinstance(error, socket.gaierror):
+            advice = "it is no name or address of this machine; " + advice
+        elif error.errno == errno.EADDRINUSE:
+            advice = "choose another with --port, or --port 0 for a free one"
+        elif error.errno == errno.EACCES:
+            advice = "ports below 1024 need more rights; choose another with --port"
+        elif error.errno == errno.EADDRNOTAVAIL and options.host == "127.0.0.1":
+            advice = "where there is only IPv6, use --host ::1"
+        raise Error("can't listen on %s port %d (%s); %s"
+                    % (options.host, options.port, error.strerror or error, advice)) from None
+    if not is_loopback(options.host) and not getattr(options, "isolated", False):
+        say("warning: %s is not loopback; whoever reaches this machine can read what is served" % options.host)
 
+
+# --- what the commands share
 
 def _read_json(name: str) -> "Dict[str, Any]":
     try:
@@ -3391,62 +6341,116 @@ def _read_json(name: str) -> "Dict[str, Any]":
     return document
 
 
+def _json(node: "Any") -> str:
+    """JSON, indented for people."""
+    return format_json(node, 2 if _is_terminal() else None)
+
+
 def _print(text: str) -> None:
     """Print a result, as UTF-8 whatever the locale."""
+    _write(text.encode("utf-8", "surrogateescape" if text.isprintable() else "replace") + b"\n")
+
+
+def _write(data: bytes) -> None:
     if not sys.stdout:
         raise OSError("standard output is closed")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def _log(line: str) -> None:
     try:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):  # full, closed or absent: nobody there to be told
-        pass
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        if os.name == "nt" and error.errno == 22:  # which Windows says of a reader that is gone
+            raise BrokenPipeError() from None
+        raise
 
 
-def _log_request(line: str) -> None:
-    """A line of the access log; lost where nobody empties the pipe that standard error is, for no client
-    may wait for that."""
+def _is_terminal() -> bool:
+    return bool(sys.stdout and sys.stdout.isatty())
+
+
+def _has_reader() -> bool:
+    """Whether somebody may still read what is printed."""
     import select
 
     try:
-        ready = bool(select.select([], [sys.stderr], [], 0)[1])
-    except (OSError, ValueError, TypeError):  # nothing that can be asked, as on Windows
-        ready = True
-    if ready:
-        _log(line)
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return not any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll, or nothing that can be asked
+        return True
+
+
+def _fitting(line: str, live: bool) -> str:
+    """A line that a terminal does not wrap."""
+    import shutil
+
+    return line[:shutil.get_terminal_size().columns - 1] if live else line
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+class _terminable:
+    """While it lasts, SIGTERM is as Ctrl-C; when it ends, both are passed over, for it is ending already."""
+
+    def __enter__(self) -> None:
+        import signal
+
+        def interrupt(*_: object) -> "NoReturn":
+            raise KeyboardInterrupt
+
+        if _in_main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def _complain(error: object, code: int) -> int:
-    _log("imds: %s" % error)
+    say("imds: %s" % error)
     return code
 
 
-def _run_test_ca(options: "Any") -> None:
-    _print(test_ca().rstrip())
-
-
-# What runs, what the help says of it, and what adds its options.
+Command = collections.namedtuple("Command", "run text options codes")
+_ASKS, _CODES = "--endpoint --timeout", dict.fromkeys((1, 3, 4, 5))
+_EMULATES = ("VM.json --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
+             " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --control --time-scale"
+             " --quiet")
 COMMANDS = {
-    "get": (_run_get, "print what the service says", (_get_options, _client_options)),
-    "events": (_run_events, "print, watch and approve scheduled events", (_events_options, _client_options)),
-    "token": (_run_token, "print an access token of a managed identity", (_token_options, _client_options)),
-    "attested": (_run_attested, "print the attested document; its signature is not checked",
-                 (_attested_options, _client_options)),
-    "snapshot": (_run_snapshot, "print the whole VM as JSON, for serve; no token is in it",
-                 (_snapshot_options, _client_options)),
-    "diff": (_run_diff, "print what differs between two VMs, path by path; exit code 1 if anything does",
-             (_diff_options,)),
-    "serve": (_run_serve, "emulate the service until interrupted", (_serve_options, _emulator_options)),
-    "exec": (_run_exec, "run a command against an emulator of its own: exec [OPTIONS] -- COMMAND ...",
-             (_exec_options, _emulator_options)),
-    "test-ca": (_run_test_ca, "print the certificate of the authority behind the emulator's attested documents", ()),
-}  # type: Dict[str, Tuple[Callable[[Any], Any], str, Sequence[Callable[[Any], None]]]]
+    "get": Command(_run_get, "print what the service says", "PATH --format --api-version " + _ASKS, _CODES),
+    "events": Command(_run_events, "print, watch and approve scheduled events",
+                      "--json --watch --interval --approve --exec " + _ASKS, _CODES),
+    "token": Command(_run_token, "print an access token of a managed identity",
+                     "RESOURCE --client-id --object-id --msi-res-id --json " + _ASKS, _CODES),
+    "attested": Command(_run_attested, "print the attested document; its signature is not checked",
+                        "--nonce --content --der " + _ASKS, _CODES),
+    "snapshot": Command(_run_snapshot, "print the whole VM as JSON, for serve; no token is in it",
+                        "--redact " + _ASKS, _CODES),
+    "diff": Command(_run_diff, "print what differs between two VMs, path by path", "A B PREFIX",
+                    {1: "something differs, or the service says no", 3: None, 4: None, 5: None}),
+    "serve": Command(_run_serve, "emulate the service until interrupted",
+                     "--serve-port --scale-set --reload --help-situations " + _EMULATES,
+                     {1: "it can't listen there"}),
+    "exec": Command(_run_exec, "run a command against an emulator of its own",
+                    "--port --isolated --requests --lint --lint-strict " + _EMULATES,
+                    {1: "it can't listen there; a rule is broken (--lint-strict)", 126: "the command can't be run",
+                     127: "there is no such command",
+                     "128+N": "signal N ended the command; else the exit code is the command's own"}),
+    "ctl": Command(_run_ctl, "do an operation of an emulator that was started with --control",
+                   "OPERATION ARGUMENT --url --timeout", {1: "the operation was refused", 3: None, 4: None, 5: None}),
+    "verify": Command(_run_verify, "check whether something behaves as IMDS does; it only reads",
+                      "URL --verdicts --checks-strict --timeout",
+                      {1: "a documented or observed check differs", 3: None, 4: None, 5: None}),
+    "doctor": Command(_run_doctor, "say why a program can't reach IMDS from here",
+                      "--verdicts --root " + _ASKS, _CODES),
+    "test-ca": Command(_run_test_ca, "print the certificate of the authority behind the emulator's attested documents",
+                       "--issuing", {}),
+}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

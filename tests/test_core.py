@@ -1,75 +1,36 @@
-"""Rooms 1 and 2: the tables, and the pure functions on documents."""
+"""Room 2: the exceptions, and the pure functions on documents."""
 
 import json
+import pickle
 import unittest
 
 import imds
 
-LINUX = imds.complete(imds.VMS["linux"])
+LINUX = imds.make_vm("linux")
 
 
-def names(node, path=""):
-    """Every leaf's path, list indexes as []."""
-    if isinstance(node, dict):
-        for name in node:
-            yield from names(node[name], path + "." + name if path else name)
-    elif isinstance(node, list):
-        for item in node:
-            yield from names(item, path + "[]")
-    else:
-        yield path
+class Errors(unittest.TestCase):
+    def test_what_they_are_and_carry(self):
+        for kind, code, base in ((imds.Error, 1, Exception), (imds.NotFound, 1, KeyError), (imds.Refused, 1, imds.Error),
+                                 (imds.Unreachable, 3, OSError), (imds.Unavailable, 4, imds.Error),
+                                 (imds.NotIMDS, 5, imds.Error)):
+            with self.subTest(kind=kind):
+                error = kind("a\r\n  b\x1b[31m", 418, "body", "http://x/")
+                self.assertIsInstance(error, imds.Error)
+                self.assertIsInstance(error, base)
+                self.assertEqual(kind.exit_code, code)
+                self.assertEqual(str(error), "a b?[31m")  # one line that no terminal obeys
+                self.assertEqual((error.message, error.status, error.body, error.url), ("a b?[31m", 418, "body", "http://x/"))
+                again = pickle.loads(pickle.dumps(error))
+                self.assertEqual((type(again), str(again), again.status), (kind, "a b?[31m", 418))
+                self.assertEqual((kind("x").status, kind("x").body, kind("x").url), (None, None, None))
+
+    def test_one_line(self):
+        for text, printed in (("a\tb\n c", "a b c"), ("\x07\u202e", "??"), ("caf\u00e9 \u2603", "caf\u00e9 \u2603"), ("", "")):
+            self.assertEqual(imds.one_line(text), printed)
 
 
-class Versions(unittest.TestCase):
-    # The leaves that the first version has, and what each later one added, counted from the documentation.
-    FIRST = """compute.location compute.name compute.offer compute.osType compute.platformFaultDomain
-        compute.platformUpdateDomain compute.publisher compute.sku compute.version compute.vmId compute.vmSize
-        network.interface[].ipv4.ipAddress[].privateIpAddress network.interface[].ipv4.ipAddress[].publicIpAddress
-        network.interface[].ipv4.subnet[].address network.interface[].ipv4.subnet[].prefix
-        network.interface[].ipv6.ipAddress[].privateIpAddress network.interface[].macAddress""".split()
-    ADDED = {
-        "2017-08-01": 4, "2017-12-01": 2, "2018-04-02": 5, "2018-10-01": 2, "2019-02-01": 1, "2019-03-11": 1,
-        "2019-06-01": 27, "2019-06-04": 2, "2020-06-01": 3, "2020-07-15": 2, "2020-09-01": 1, "2020-10-01": 1,
-        "2020-12-01": 2, "2021-01-01": 1, "2021-02-01": 1, "2021-03-01": 3, "2021-05-01": 5, "2021-10-01": 1,
-        "2021-11-01": 6, "2021-11-15": 2, "2021-12-13": 1, "2023-07-01": 3, "2023-11-15": 2,
-    }
-    FULL = {  # a document with something in every list
-        "compute": {"publicKeys": [{}], "tagsList": [{}], "storageProfile": {"dataDisks": [{}]}},
-        "network": {"interface": [{"ipv4": {"ipAddress": [{}], "subnet": [{}]}, "ipv6": {"ipAddress": [{}]}}]},
-    }
-
-    def test_there_are_35_in_order(self):
-        self.assertEqual(len(imds.VERSIONS), 35)
-        self.assertEqual(list(imds.VERSIONS), sorted(imds.VERSIONS))
-
-    def test_what_each_added(self):
-        document, before = imds.complete(self.FULL), set()
-        for version in list(imds.VERSIONS)[1:]:
-            with self.subTest(version=version):
-                now = set(names(imds.view(document, version)))
-                if version == imds.FIRST_GA:
-                    self.assertEqual(now, set(self.FIRST))
-                else:
-                    self.assertLessEqual(before, now)  # nothing was ever removed
-                    self.assertEqual(len(now - before), self.ADDED.get(version, 0))
-                before = now
-
-    def test_rows_that_are_easily_wrong(self):
-        for path, since in (
-            ("compute/vmScaleSetName", "2017-12-01"), ("compute/plan/product", "2018-04-02"),
-            ("compute/storageProfile/osDisk/encryptionSettings/enabled", "2019-06-01"),
-            ("compute/storageProfile/osDisk/encryptionSettings/diskEncryptionKey/sourceVault/id", "2021-11-01"),
-            ("compute/storageProfile/dataDisks/0/opsPerSecondThrottle", "2021-05-01"),
-            ("compute/securityProfile/encryptionAtHost", "2021-11-01"),
-            ("compute/storageProfile/imageReference/exactVersion", "2023-07-01"),
-            ("compute/physicalZone", "2023-11-15"),
-        ):
-            with self.subTest(path=path):
-                document, versions = imds.complete(self.FULL), list(imds.VERSIONS)
-                imds.resolve(imds.view(document, since), path)
-                with self.assertRaises(imds.NotFound):
-                    imds.resolve(imds.view(document, versions[versions.index(since) - 1]), path)
-
+class View(unittest.TestCase):
     def test_preview_has_its_own_shape(self):
         self.assertEqual(imds.format_json(imds.view(LINUX, "2017-03-01")["network"]),
                          '{"interface":[{"ipv4":{"ipaddress":[{"ipaddress":"10.1.2.5","publicip":"203.0.113.5"}],'
@@ -85,15 +46,22 @@ class Versions(unittest.TestCase):
                 check(child)
             if not isinstance(node, (dict, list)):
                 self.assertIsInstance(node, str)
-        for profile in imds.VMS:
-            for version in imds.VERSIONS:
-                check(imds.view(imds.complete(imds.VMS[profile]), version))
+        for profile in ("linux", "windows", "scaleset"):
+            for version in list(imds.VERSIONS) + list(imds.UNLISTED_VERSIONS):
+                check(imds.view(imds.make_vm(profile), version))
 
     def test_extended_only_where_asked_for(self):
-        self.assertNotIn("extended", imds.view(LINUX, imds.NEWEST))
+        self.assertNotIn("extended", imds.view(LINUX, "2025-04-07"))
         self.assertNotIn("extended", imds.view(LINUX, "2021-05-01", True))
         self.assertEqual(imds.format_json(imds.view(LINUX, "2021-08-01", True)["extended"]),
                          '{"compute":{"hasCustomData":false,"ppsType":"None"}}')
+
+    def test_a_view_is_no_part_of_the_document(self):
+        before = json.dumps(LINUX)
+        seen = imds.view(LINUX, "2025-04-07")
+        seen["compute"]["tagsList"].append({})
+        seen["network"]["interface"][0]["ipv4"].clear()
+        self.assertEqual(json.dumps(LINUX), before)
 
 
 class Complete(unittest.TestCase):
@@ -106,10 +74,17 @@ class Complete(unittest.TestCase):
 
     def test_leaves_become_strings(self):
         document = imds.complete({"compute": {"platformFaultDomain": 0, "zone": None, "isVmInStandbyPool": True,
+                                              "isHostCompatibilityLayerVm": False, "securityProfile": None, "plan": "",
                                               "storageProfile": {"dataDisks": [{"lun": 1}]}}})
-        self.assertEqual([document["compute"][name] for name in ("platformFaultDomain", "zone", "isVmInStandbyPool")],
-                         ["0", "", "true"])
+        self.assertEqual([document["compute"][name] for name in ("platformFaultDomain", "zone", "isVmInStandbyPool",
+                                                                 "isHostCompatibilityLayerVm")], ["0", "", "true", "false"])
         self.assertEqual(document["compute"]["storageProfile"]["dataDisks"][0]["lun"], "1")
+        self.assertEqual(document["compute"]["plan"]["name"], "")
+
+    def test_the_one_boolean(self):
+        for value, shown in ((True, True), ("true", True), (False, False), ("false", False), (None, False), ("", False)):
+            extended = imds.complete({"extended": {"compute": {"hasCustomData": value}}})["extended"]
+            self.assertIs(extended["compute"]["hasCustomData"], shown)
 
     def test_unknown_fields_are_served_at_every_version(self):
         document = imds.complete({"compute": {"newThing": {"b": 1, "a": [True]}}, "other": 5})
@@ -131,13 +106,59 @@ class Complete(unittest.TestCase):
                 self.assertEqual(str(caught.exception), message)
 
     def test_it_leaves_its_argument_alone(self):
-        before = json.dumps(imds.VMS["scaleset"])
-        imds.complete(imds.VMS["scaleset"])["compute"]["tagsList"].clear()
-        self.assertEqual(json.dumps(imds.VMS["scaleset"]), before)
+        document = {"compute": {"tagsList": [{"name": "a", "value": "b"}]}}
+        before = json.dumps(document)
+        imds.complete(document)["compute"]["tagsList"].clear()
+        self.assertEqual(json.dumps(document), before)
 
-    def test_built_in_vms_have_every_field(self):
-        for profile in imds.VMS:
-            self.assertEqual(set(imds.complete(imds.VMS[profile])["compute"]), set(LINUX["compute"]))
+    def test_tags_and_their_list_are_made_from_one_another(self):
+        for given, tags, pairs in (
+            ({"tags": "a:b;c:d"}, "a:b;c:d", [("a", "b"), ("c", "d")]),
+            ({"tags": "a:b:c;d:"}, "a:b:c;d:", [("a", "b:c"), ("d", "")]),  # a value may hold colons (observed)
+            ({"tags": ""}, "", []), ({}, "", []), ({"tags": "lonely"}, "lonely", [("lonely", "")]),
+            ({"tagsList": [{"name": "a", "value": "b:c"}, {"name": "d", "value": ""}]}, "a:b:c;d:",
+             [("a", "b:c"), ("d", "")]),
+            ({"tags": "x:y", "tagsList": [{"name": "a", "value": "b"}]}, "x:y", [("a", "b")]),  # both given: both kept
+        ):
+            with self.subTest(given=given):
+                compute = imds.complete({"compute": given})["compute"]
+                self.assertEqual(compute["tags"], tags)
+                self.assertEqual(compute["tagsList"], [{"name": name, "value": value} for name, value in pairs])
+
+    def test_what_no_json_can_hold(self):
+        deep = {}
+        for _ in range(3000):
+            deep = {"a": deep}
+        for document in ({"compute": {"x": float("nan")}}, {"compute": {"x": float("inf")}}, {"compute": {1: "a"}},
+                         {"compute": {"name": "\ud800"}}, {"compute": {"x": {1, 2}}}, {"compute": {"plan": deep}}, deep):
+            with self.assertRaises(ValueError) as caught:
+                imds.complete(document)
+            self.assertIn("JSON", str(caught.exception))
+
+    def test_how_deep(self):
+        def nested(levels):
+            node = "x"
+            for _ in range(levels - 2):  # instance and compute are two
+                node = {"a": node}
+            return {"compute": {"thing": node}}
+
+        imds.complete(nested(60))
+        with self.assertRaises(ValueError) as caught:
+            imds.complete(nested(80))
+        self.assertIn("more than 64 containers", str(caught.exception))
+
+
+class Templates(unittest.TestCase):
+    def test_the_notation(self):
+        self.assertEqual(imds.fields("a:word b{c:name=0 d[{e:bool}]} f"), {
+            "a": ("word", ""), "b": {"c": ("name", "0"), "d": [{"e": ("bool", False)}]}, "f": ("", "")})
+        for text in ("a:b:c", "a=", "a-b", "a:"):
+            with self.assertRaises(ValueError):
+                imds.fields(text)
+
+    def test_rows_add_to_those_before(self):
+        rows = {"1": "a{b[{c}]}", "2": "a{b[{d}] e}", "3": "f"}
+        self.assertEqual(imds.fields_until("2", rows), imds.fields("a{b[{c d}] e}"))
 
 
 class Paths(unittest.TestCase):
@@ -181,50 +202,55 @@ class Paths(unittest.TestCase):
         ):
             with self.subTest(node=node):
                 self.assertEqual(imds.format_text(node), text)
+        listing = imds.format_text([{}] * 11)
+        self.assertEqual(listing, "0/\n1/\n2/\n3/\n4/\n5/\n6/\n7/\n8/\n9/\n10/")  # indexes in their order
 
     def test_format_json(self):
         self.assertEqual(imds.format_json({"a": ["\u00e9", ""], "b": {}}), '{"a":["\u00e9",""],"b":{}}')
+        self.assertEqual(imds.format_json({"a": 1}, 2), '{\n  "a": 1\n}')
 
-
-class Changes(unittest.TestCase):
-    def test_merge_patch_examples_of_rfc_7386(self):
-        for target, patch, result in (
-            ({"a": "b"}, {"a": "c"}, {"a": "c"}), ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
-            ({"a": "b"}, {"a": None}, {}), ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
-            ({"a": ["b"]}, {"a": "c"}, {"a": "c"}), ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
-            ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
-            ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}), (["a", "b"], ["c", "d"], ["c", "d"]),
-            ({"a": "b"}, ["c"], ["c"]), ({"a": "foo"}, None, None), ({"a": "foo"}, "bar", "bar"),
-            ({"e": None}, {"a": 1}, {"e": None, "a": 1}), ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
-            ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    def test_a_name_that_is_not_known(self):
+        for name, names, message in (
+            ("linus", ["linux", "windows"], "there is no profile 'linus'; did you mean linux?"),
+            ("zzz", ["linux", "windows"], "there is no profile 'zzz'; there are linux, windows"),
+            (None, ["linux"], "there is no profile None; there are linux"),
+            (["linux"], ["linux"], "there is no profile ['linux']"),
         ):
-            with self.subTest(target=target, patch=patch):
-                before = json.dumps([target, patch])
-                self.assertEqual(imds.merge_patch(target, patch), result)
-                self.assertEqual(json.dumps([target, patch]), before)
+            with self.assertRaises(ValueError) as caught:
+                imds.known(name, names, "profile")
+            self.assertIn(message, str(caught.exception))
+        self.assertEqual(imds.known("linux", iter(["linux"]), "profile"), "linux")
 
-    def test_assign(self):
-        document = imds.complete(imds.VMS["linux"])
-        for name, text, path, value in (
-            ("compute.vmSize", "Standard_D4s_v5", "compute/vmSize", "Standard_D4s_v5"),
-            ("compute/zone", "", "compute/zone", ""),
-            ("network.interface.0.macAddress", "0011", "network/interface/0/macAddress", "0011"),
-            ("compute.tagsList", '[{"name":"a","value":"b"}]', "compute/tagsList/0/value", "b"),
+
+class Times(unittest.TestCase):
+    def test_parse_time(self):
+        for text, seconds in (
+            ("Tue, 16 Mar 2021 00:58:46 GMT", 1615856326), ("2021-03-16T00:58:46Z", 1615856326),
+            ("2021-03-16T00:58:46.123Z", 1615856326), ("2021-03-16T02:58:46+02:00", 1615856326),
+            ("2021-03-15T19:58:46-0500", 1615856326), ("20210316T005846Z", 1615856326), ("2021-03-16 00:58", 1615856280),
+            ("1970-01-01T00:00:00Z", 0), ("9999-12-31T23:59:59Z", 253402300799), ("", None),
+            ("Tue, 16 Mar 2021 00:58:46 -0500", 1615874326), ("29 Feb 2024 00:00:00 GMT", 1709164800),
         ):
-            with self.subTest(name=name):
-                imds.assign(document, name, text)
-                self.assertEqual(imds.resolve(document, path), value)
+            with self.subTest(text=text):
+                self.assertEqual(imds.parse_time(text), seconds)
 
-    def test_assign_refuses(self):
-        for name, text, message in (
-            ("compute.vmsize", "x", "did you mean compute.vmSize?"), ("nonsense", "x", "there is no 'nonsense'"),
-            ("compute.plan", "x", "compute.plan is an object"), ("compute.tagsList", "{}", "tagsList is a list"),
+    def test_what_is_no_time(self):
+        for text in (
+            "soon", "Tue, 99 Mar 2021 00:58:46 GMT", "Tue, 16 Mar 99999 00:58:46 GMT", "2021-02-29T00:00:00Z",
+            "2021-03-16T24:00:00Z", "2021-03-16T00:60:00Z", "9999-12-31T23:59:59-23:00", "1969-12-31T23:59:59Z",
+            "1970-01-01T00:00:00+01:00", "Tue, 16 Mar 2021 00:58:46 +99999999999999", "2021-03-16",
+            "Tue, 16 Mar 999999999999 00:58:46 GMT", "\u0662\u0660\u0662\u0661-03-16T00:58:46Z", " ", "0", "16 Mar",
+            "Tue, 16 Mar 2021 00:58:46 GMT" * 50, "Mon, 31 Nov 2021 00:00:00 GMT", "()", "Thu, 01 Jan -001 00:00:00 GMT",
         ):
-            with self.subTest(name=name):
-                with self.assertRaises(ValueError) as caught:
-                    imds.assign(imds.complete({}), name, text)
-                self.assertIn(message, str(caught.exception))
+            with self.subTest(text=text), self.assertRaises(ValueError):
+                imds.parse_time(text)
 
+    def test_http_date(self):
+        for seconds, text in ((0, "Thu, 01 Jan 1970 00:00:00 GMT"), (1770462286.9, "Sat, 07 Feb 2026 11:04:46 GMT"),
+                              (32503679999, "Tue, 31 Dec 2999 23:59:59 GMT")):
+            self.assertEqual(imds.http_date(seconds), text)
 
-if __name__ == "__main__":
-    unittest.main()
+    def test_guid(self):
+        self.assertEqual(imds.guid("a", "b"), imds.guid("a", "b"))
+        self.assertNotEqual(imds.guid("a", "b"), imds.guid("a", "c"))
+        self.assertRegex(imds.guid("a"), r"^[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")

@@ -1,7 +1,9 @@
-"""Room 4: HTTP as bytes in and bytes out, and then the sockets and threads around it."""
+"""Room 8: the emulator, its sockets, threads, timers and clocks."""
 
 import contextlib
+import errno
 import gc
+import inspect
 import io
 import os
 import socket
@@ -12,176 +14,100 @@ import threading
 import time
 import unittest
 import warnings
+from unittest import mock
 
 import imds
+from tests.support import FILE, POST, REQUEST, Jump, status
 
-TARGET = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
-REQUEST = ("GET %s HTTP/1.1\r\nHost: x\r\nMetadata: true\r\n\r\n" % TARGET).encode()
-POST = b"POST /metadata/instance?api-version=2021-02-01 HTTP/1.1\r\nHost: x\r\nMetadata: true\r\n"
-
-
-def conversation(log=None):
-    return imds._Conversation(imds.Service(lambda: 0), threading.Lock(), log, "127.0.0.1")
-
-
-def status(reply):
-    return int(reply.split(b" ", 2)[1]) if reply else None
-
-
-class Conversation(unittest.TestCase):
-    def test_one_request(self):
-        talk = conversation()
-        reply = talk.receive(REQUEST)
-        self.assertTrue(reply.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nServer: "))
-        self.assertTrue(reply.endswith(b"\r\nContent-Length: 6\r\n\r\navset2"))
-        self.assertNotIn(b"Connection", reply)
-        self.assertFalse(talk.over or talk.in_request)
-
-    def test_byte_by_byte(self):
-        talk = conversation()
-        for byte in REQUEST[:-1]:
-            self.assertEqual(talk.receive(bytes([byte])), b"")
-            self.assertTrue(talk.in_request)
-        self.assertTrue(talk.receive(REQUEST[-1:]).endswith(b"avset2"))
-
-    def test_pipelined(self):
-        self.assertEqual(conversation().receive(REQUEST * 20).count(b"avset2"), 20)
-
-    def test_rows(self):
-        line = b"GET " + TARGET.encode() + b" HTTP/1.1\r\n"
-        chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-        for sent, expected, over in (  # expected None: it waits for more
-            (b"", None, False),
-            (line + b"Host: x\r\nmEtAdAtA:   True  \r\n\r\n", 200, False),
-            (b"\r\n" + REQUEST, 200, False),
-            (REQUEST.replace(b"\r\n", b"\n")[:-1] + b"\r\n", 200, False),
-            (REQUEST.replace(b"Host: x", b"Host: x\r\nHost: y"), 400, True),
-            (REQUEST.replace(b"Host: x", b"Host: x\r\nConnection: not-closed"), 200, False),
-            (b"HEAD / HTTP/1.1\r\n\r\n", 400, True),
-            (REQUEST.replace(b"\r\n", b"\n"), 200, False),
-            (line + b"Metadata: true\r\n\r\n", 400, True),  # HTTP/1.1 wants a Host
-            (line + b"Host: x\r\nMetadata: true\r\nConnection: close\r\n\r\n", 200, True),
-            (REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0"), 200, True),
-            (REQUEST.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nConnection: Keep-Alive\r\n"), 200, False),
-            (b"GET /metadata\r\n\r\n", 400, True),
-            (b"GET / HTTP/2.0\r\n\r\n", 400, True),
-            (b"GET  / HTTP/1.1\r\n\r\n", 400, True),
-            (b"GET /\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n", 400, True),
-            (b"G\x00T / HTTP/1.1\r\n\r\n", 400, True),
-            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n\n", 400, True),  # TLS
-            (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400, False),
-            (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400, False),
-            (b"HEAD " + line[4:] + b"Host: x\r\nMetadata: true\r\n\r\n", 405, False),
-            (line + b"Host: x\r\nMetadata : true\r\n\r\n", 400, True),
-            (line + b"Host: x\r\n folded: true\r\n\r\n", 400, True),
-            (line + b"Host: x\r\nno colon\r\n\r\n", 400, True),
-            (line + b"Host: x\r\nX: a\rb\r\n\r\n", 400, True),
-            (b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, True),
-            (b"a" * 8300, 414, True),
-            (line + b"X: " + b"a" * 66000 + b"\r\n\r\n", 431, True),
-            (line + b"X: 1\r\n" * 11000, 431, True),
-            (POST + b"Content-Length: 3\r\n\r\nabc", 405, False),
-            (POST + b"Content-Length: 3\r\n\r\nab", None, False),
-            (POST + b"Content-Length: 65536\r\n\r\n" + b"a" * 65536, 405, False),
-            (POST + b"Content-Length: 65537\r\n\r\n", 413, True),
-            (POST + b"Content-Length: 99999999999999\r\n\r\n", 413, True),
-            (POST + b"Content-Length: -1\r\n\r\n", 400, True),
-            (POST + b"Content-Length: +1\r\n\r\n", 400, True),
-            (POST + b"Content-Length: \xb2\r\n\r\n", 400, True),
-            (POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na", 400, True),
-            (POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, True),
-            (POST + b"Transfer-Encoding: gzip\r\n\r\n", 400, True),
-            (chunked + b"3\r\nabc\r\n0\r\n\r\n", 405, False),
-            (chunked + b"3;x=y\r\nabc\r\n0\r\nTrailer: z\r\n\r\n", 405, False),
-            (chunked + b"3\r\nab", None, False),
-            (chunked + b"3\r", None, False),
-            (chunked + b"3\r\nabc\r\n0\r", None, False),
-            (chunked + b"1\r\na\r\n" * 1030, 413, True),
-            (chunked + b"3\r\nabc\r\n0\r\n", None, False),
-            (chunked + b"xyz\r\n", 400, True),
-            (chunked + b"-1\r\n", 400, True),
-            (chunked + b"\r\n", 400, True),
-            (chunked + b"3\r\nabcd\r\n", 400, True),
-            (chunked + b"10001\r\n", 413, True),
-            (chunked + b"fffffffff\r\n", 413, True),
-            (chunked + b"1\r\na\r\n" * 13000, 413, True),
-        ):
-            with self.subTest(sent=sent[:120]):
-                talk = conversation()
-                reply = talk.receive(sent)
-                self.assertEqual(status(reply), expected)
-                self.assertEqual(talk.over, over)
-                self.assertEqual(b"Connection: close\r\n" in reply, over)
-                self.assertNotIn(b"Error response", reply)
-
-    def test_head_has_a_length_and_no_body(self):
-        reply = conversation().receive(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
-        self.assertIn(b"Content-Length: 323", reply)
-        self.assertTrue(reply.endswith(b"\r\n\r\n"))
-
-    def test_what_follows_a_body_is_the_next_request(self):
-        talk = conversation()
-        reply = talk.receive(POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + REQUEST)
-        self.assertTrue(reply.endswith(b"avset2"))
-
-    def test_expect_100_continue_once(self):
-        talk = conversation()
-        self.assertEqual(talk.receive(POST + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n"),
-                         b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.assertEqual(talk.receive(b"a"), b"")
-        self.assertEqual(status(talk.receive(b"bc")), 405)
-
-    def test_random_bytes(self):
-        import random
-
-        chance = random.Random(1)
-        words = [REQUEST, POST, b"\r\n", b"\n", b" ", b":", b"Transfer-Encoding: chunked\r\n", b"%ff", b"\x00", b"\xff",
-                 b"Content-Length: 5\r\n", b"GET ", b"HTTP/1.1", b"0\r\n\r\n", b"?api-version=", b"/metadata/../"]
-        for _ in range(3000):
-            talk = conversation()
-            for _ in range(chance.randrange(1, 6)):
-                reply = talk.receive(b"".join(chance.choice(words) for _ in range(chance.randrange(1, 8))))
-                self.assertIn(status(reply), (None, 100, 200, 400, 404, 405, 413))
-                if talk.over:
-                    break
-
-    def test_the_log(self):
-        lines = []
-        talk = conversation(lines.append)
-        talk.receive(REQUEST)
-        talk.receive(b"GET /metadata/instance HTTP/1.1\r\nHost: x\r\n\r\n")
-        talk.receive(b'GET /"\x1b[31m HTTP/1.1\r\n\r\n')
-        self.assertRegex(lines[0], r'^127\.0\.0\.1 - - \[\d\d/\w+/\d{4} [\d:]{8}\] "GET /meta\S+ HTTP/1.1" 200 -$')
-        self.assertTrue(lines[1].endswith('"GET /metadata/instance HTTP/1.1" 400 Metadata header missing'))
-        self.assertTrue(lines[2].endswith('"GET /\\x22\\x1b[31m HTTP/1.1" 400 not an HTTP request'))
+WHOLE = REQUEST.replace(b"/compute/name", b"").replace(b"&format=text", b"")
 
 
 def leftovers():
+    """How many files and threads there are."""
     gc.collect()
     files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     return files, threading.active_count()
 
 
-class Fixture(unittest.TestCase):
-    def connect(self, vm):
-        client = socket.create_connection(("127.0.0.1", vm.port), 10)
+def read_all(client):
+    """All that comes until the connection ends."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        for chunk in iter(lambda: client.recv(65536), b""):
+            data += chunk
+    return data
+
+
+def read_answer(client):
+    """One answer with a Content-Length, or what came of it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = client.recv(65536)
+        if not chunk:
+            return data
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        chunk = client.recv(65536)
+        if not chunk:
+            break
+        body += chunk
+    return head + b"\r\n\r\n" + body
+
+
+def in_thread(function, *arguments):
+    """Start a thread that nobody has to wait for."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+class Case(unittest.TestCase):
+    def connect(self, vm, **settings):
+        client = socket.socket()
+        for option, value in settings.items():
+            client.setsockopt(socket.SOL_SOCKET, getattr(socket, option), value)
+        client.settimeout(10)
+        client.connect(("127.0.0.1", vm.port))
         self.addCleanup(client.close)
         return client
 
-    def read_all(self, client):
-        data = b""
-        with contextlib.suppress(ConnectionResetError):
-            for chunk in iter(lambda: client.recv(65536), b""):
-                data += chunk
-        return data
+    def start(self, *arguments, **settings):
+        vm = imds.Emulator(*arguments, **settings).start()
+        self.addCleanup(vm.stop)
+        return vm
 
+    def poke(self, vm):
+        """Let the server come round: what was sent and what is due before this is seen."""
+        client = socket.create_connection(("127.0.0.1", vm.port), 10)
+        client.sendall(REQUEST)
+        self.assertEqual(status(read_answer(client)), 200)
+        client.close()
+
+    def let_pass(self, vm, jump, seconds):
+        """Let so much time pass: after what was sent so far, and seen by the server."""
+        self.poke(vm)
+        jump(seconds)
+        self.poke(vm)
+
+    def until(self, condition, seconds=5):
+        """Wait until a condition is true, and fail when it never is."""
+        end = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), end, "it never came")
+            time.sleep(0.005)
+
+
+class Fixture(Case):
     def test_with(self):
         with imds.Emulator() as vm:
             self.assertEqual(vm.url, "http://127.0.0.1:%d" % vm.port)
             self.assertEqual(vm.get("compute/name"), "avset2")
             self.assertEqual(imds.get("compute/name", endpoint=vm.url), "avset2")
-        with self.assertRaises(RuntimeError):
-            vm.url  # noqa: B018
+        for name in ("url", "port", "environ"):
+            with self.assertRaises(RuntimeError):
+                getattr(vm, name)
 
     def test_start_and_stop(self):
         vm = imds.Emulator()
@@ -194,6 +120,24 @@ class Fixture(unittest.TestCase):
         with vm:
             self.assertEqual(vm.get("compute/name"), "avset2")
 
+    def test_it_may_be_about_to_end_by_itself(self):
+        vm = self.start()
+        thread, waker, case = vm._thread, vm._server.waker, self
+
+        class Late:  # the server comes round before it is woken
+            def send(self, data):
+                with contextlib.suppress(OSError):
+                    case.connect(vm).sendall(REQUEST)
+                thread.join(0.5)
+                return waker.send(data)
+
+            close = waker.close
+
+        vm._server.waker = Late()
+        with mock.patch.object(imds.Emulator, "port", vm.port):
+            vm.stop()
+        self.assertFalse(thread.is_alive())
+
     def test_several_share_nothing(self):
         with imds.Emulator() as one, imds.Emulator() as other:
             one.update({"compute": {"name": "one"}})
@@ -204,6 +148,42 @@ class Fixture(unittest.TestCase):
         vm = imds.Emulator({"compute": {"name": "x"}})
         vm.instance["compute"]["name"] = "y"
         self.assertEqual(vm.instance["compute"]["name"], "x")
+
+    def test_operations_are_those_of_the_bench(self):
+        for name in imds.OPERATIONS:
+            with self.subTest(name=name):
+                theirs, ours = getattr(imds.Bench, name), getattr(imds.Emulator, name)
+                self.assertEqual(ours.__doc__, theirs.__doc__)
+                if not isinstance(ours, property):
+                    self.assertEqual(inspect.signature(ours), inspect.signature(theirs))
+
+    def test_arguments_after_the_first_are_named(self):
+        with self.assertRaises(TypeError):
+            imds.Emulator(None, "127.0.0.1")
+
+    def test_what_it_says_of_itself(self):
+        with imds.Emulator(versions=["2019-06-01", "2017-04-02"], rate_limit=7) as vm:
+            self.assertEqual((vm.versions, vm.rate_limit), (["2017-04-02", "2019-06-01"], 7))
+        self.assertEqual((imds.Emulator().rate_limit, len(imds.Emulator().versions)), (0, 35))
+        self.assertEqual(imds.Emulator(as_of="2018").rate_limit, 5)
+
+    def test_the_environment_that_leads_to_it(self):
+        with imds.Emulator() as vm:
+            for before, after in (({}, "127.0.0.1"), ({"NO_PROXY": "a,b", "no_proxy": "a,b"}, "a,b,127.0.0.1"),
+                                  ({"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1,"}, "127.0.0.1")):
+                with mock.patch.dict(os.environ, before, clear=True):
+                    self.assertEqual(vm.environ, {
+                        "AZURE_IMDS_ENDPOINT": vm.url, "AZURE_POD_IDENTITY_AUTHORITY_HOST": vm.url,
+                        "NO_PROXY": after, "no_proxy": after})
+            with mock.patch.dict(os.environ, vm.environ):
+                self.assertEqual(imds.get("compute/name"), "avset2")
+
+    def test_get_fails_fast(self):
+        self.assertEqual(inspect.signature(imds.Emulator.get).parameters["deadline"].default, 2)
+        with imds.Emulator() as vm, mock.patch.object(imds, "get", return_value=5) as get:
+            self.assertEqual(vm.get("x", format="text"), 5)
+        self.assertEqual(get.call_args[0], ("x",))
+        self.assertEqual(get.call_args[1]["deadline"], 2)
 
     def test_it_leaves_nothing_behind(self):
         with imds.Emulator() as vm:
@@ -226,8 +206,301 @@ class Fixture(unittest.TestCase):
         begun = time.monotonic()
         vm.stop()
         self.assertLess(time.monotonic() - begun, 1)
-        self.assertEqual(self.read_all(clients[0]), b"")
+        self.assertEqual(read_all(clients[0]), b"")
 
+    def test_a_port_that_is_taken(self):
+        with imds.Emulator() as vm:
+            before = leftovers()
+            with self.assertRaises(OSError):
+                imds.Emulator(port=vm.port).start()
+            self.assertEqual(leftovers(), before)
+
+    @unittest.skipUnless(socket.has_ipv6, "no IPv6 here")
+    def test_ipv6(self):
+        try:
+            vm = self.start(host="::1")
+        except OSError as error:
+            self.skipTest("no ::1 here: %s" % error)
+        self.assertEqual(vm.url, "http://[::1]:%d" % vm.port)
+        self.assertEqual(vm.get("compute/name"), "avset2")
+        with mock.patch.dict(os.environ, clear=True):
+            self.assertEqual(vm.environ["NO_PROXY"], "::1")
+
+    def test_url_of_all_addresses(self):
+        self.assertEqual(self.start(host="0.0.0.0").url.rpartition(":")[0], "http://127.0.0.1")
+
+    def test_wait(self):
+        vm, joins = self.start(), []
+        join, ended = vm._thread.join, threading.Event()
+        with mock.patch.object(vm._thread, "join", lambda timeout=None: joins.append(timeout) or join(timeout)):
+            waiting = in_thread(lambda: (vm.wait(), ended.set()))
+            self.assertFalse(ended.wait(0.3))
+            self.assertLess(len(joins), 4)  # it does not turn round and round
+            vm.stop()
+            self.assertTrue(ended.wait(5))
+        waiting.join()
+        vm.wait()  # it is stopped
+
+
+class Threads(Case):
+    def test_two_hundred_readers_and_a_writer(self):
+        with imds.Emulator() as vm:
+            names, threads = [], []
+            for _ in range(200):
+                threads.append(in_thread(lambda: names.append(vm.get("compute/name", deadline=20))))
+            for number in range(50):
+                vm.update({"compute": {"tags": str(number)}})
+            for thread in threads:
+                thread.join()
+            self.assertEqual(names, ["avset2"] * 200)
+
+    def test_start_and_stop_from_several_threads(self):
+        before = leftovers()
+        vm = imds.Emulator()
+
+        def turn():
+            for _ in range(15):
+                with contextlib.suppress(RuntimeError):
+                    vm.start()
+                vm.stop()
+
+        threads = [in_thread(turn) for _ in range(6)]
+        for thread in threads:
+            thread.join(20)
+            self.assertFalse(thread.is_alive())
+        vm.stop()
+        self.until(lambda: leftovers() == before)
+
+    def test_only_one_of_two_that_start_at_once(self):
+        make, made, second = imds._server_class(), [], threading.Event()
+
+        def slowly(*arguments):
+            made.append(arguments)
+            if len(made) == 1:  # let the other one come in, if it can
+                in_thread(start)
+                second.wait(0.3)
+            else:
+                second.set()
+            return make(*arguments)
+
+        outcomes = []
+
+        def start():
+            try:
+                outcomes.append(vm.start())
+            except RuntimeError as error:
+                outcomes.append(str(error))
+
+        vm = imds.Emulator()
+        with mock.patch.object(imds, "_server_class", lambda: slowly):
+            start()
+            self.until(lambda: len(outcomes) == 2)
+        self.addCleanup(vm.stop)
+        self.assertEqual(len(made), 1)
+        self.assertEqual(outcomes[0], vm)
+        self.assertIn("is already started", outcomes[1])
+
+    def test_a_start_waits_for_the_stop_before_it(self):
+        vm, held, go_on = self.start(), threading.Event(), threading.Event()
+        vm = imds.Emulator(port=vm.port, log=lambda line: (held.set(), go_on.wait(5)))
+        vm_port = vm._address[1]
+        self.doCleanups()  # the first is stopped, and the port is free
+        vm.start()
+        self.addCleanup(vm.stop)
+        self.connect(vm).sendall(REQUEST)
+        self.assertTrue(held.wait(5))
+        stopping, started = in_thread(vm.stop), threading.Event()
+        self.until(lambda: vm._server is None)
+        starting = in_thread(lambda: (vm.start(), started.set()))
+        self.assertFalse(started.wait(0.2))
+        go_on.set()
+        self.assertTrue(started.wait(5))
+        stopping.join()
+        starting.join()
+        self.assertEqual(imds.get("compute/name", endpoint="http://127.0.0.1:%d" % vm_port), "avset2")
+
+    def test_no_thread_to_be_had(self):
+        before = leftovers()
+        vm = imds.Emulator()
+        with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
+            with self.assertRaises(OSError) as caught:
+                vm.start()
+        self.assertIn("can't start new thread", str(caught.exception))
+        self.assertIsNone(caught.exception.__cause__)
+        del caught
+        self.assertEqual(leftovers(), before)
+        with self.assertRaises(RuntimeError):
+            vm.url  # noqa: B018
+        with vm:
+            self.assertEqual(vm.get("compute/name"), "avset2")
+
+    def test_stop_from_within(self):
+        vm = imds.Emulator(log=lambda line: vm.stop())
+        vm.start()
+        thread = vm._thread
+        with contextlib.suppress(imds.Error):
+            vm.get("compute/name")
+        with self.assertRaises(RuntimeError):
+            vm.url  # noqa: B018
+        thread.join(5)
+        self.assertFalse(thread.is_alive())
+
+    def test_stop_and_start_from_within_on_a_fixed_port(self):
+        with imds.Emulator() as vm:
+            port = vm.port
+        lines = []
+
+        def log(line):
+            lines.append(line)
+            if len(lines) == 1:
+                vm.stop()
+                vm.start()
+
+        vm = self.start(port=port, log=log)
+        with contextlib.suppress(imds.Error):
+            vm.get("compute/name", deadline=1)
+        self.assertEqual(vm.port, port)
+        self.assertEqual(vm.get("compute/name"), "avset2")
+
+    def test_stop_from_within_and_from_without(self):
+        within = threading.Event()
+
+        def log(line):
+            within.set()
+            self.until(lambda: vm._server is None)  # the other one is about to stop it
+            vm.stop()
+
+        vm = imds.Emulator(log=log).start()
+        thread = vm._thread
+        self.connect(vm).sendall(REQUEST)
+        self.assertTrue(within.wait(5))
+        stopping = in_thread(vm.stop)
+        stopping.join(1)
+        thread.join(1)
+        self.assertFalse(stopping.is_alive() or thread.is_alive(), "they wait for each other")
+
+
+class Locks(Case):
+    """Each lock is needed: what another thread does waits until it is free."""
+
+    OPERATIONS = {
+        "advance": lambda vm: vm.advance(5), "approve": lambda vm: vm.approve(vm.one),
+        "attested": lambda vm: vm.attested("1234567890"), "cancel": lambda vm: vm.cancel(vm.other),
+        "events": lambda vm: vm.events(), "fail": lambda vm: vm.fail("500"), "faults": lambda vm: vm.faults(),
+        "freeze": lambda vm: vm.freeze(), "identities": lambda vm: vm.identities, "instance": lambda vm: vm.instance,
+        "lint": lambda vm: vm.lint(), "load_balancer": lambda vm: vm.load_balancer, "play": lambda vm: vm.play("redeploy"),
+        "recover": lambda vm: vm.recover(), "replace": lambda vm: vm.replace({"compute": {}}),
+        "requests": lambda vm: vm.requests, "reset": lambda vm: vm.reset(), "resume": lambda vm: vm.resume(1),
+        "schedule": lambda vm: vm.schedule("Reboot"), "update": lambda vm: vm.update({"compute": {"name": "x"}}),
+        "assert_requested": lambda vm: vm.assert_requested("/metadata/instance"),
+        "assert_not_requested": lambda vm: vm.assert_not_requested("/x"),
+        "set identities": lambda vm: setattr(vm, "identities", ["user:one"]),
+        "set load_balancer": lambda vm: setattr(vm, "load_balancer", True),
+    }
+
+    def test_operations_wait_for_the_end_of_a_request(self):
+        self.assertEqual(set(imds.OPERATIONS).difference(self.OPERATIONS), set())
+        ended, early = [], []
+
+        def log(line):  # in the server's thread, in the midst of a request
+            def attempt(name, operation):
+                with contextlib.suppress(ValueError, AssertionError):  # what another one has done
+                    operation(vm)
+                ended.append(name)
+
+            threads.extend(in_thread(attempt, *row) for row in self.OPERATIONS.items())
+            time.sleep(0.2)
+            early.extend(ended)
+
+        threads = []
+        vm = self.start(log=log)
+        vm.one, vm.other = vm.schedule("Freeze"), vm.schedule("Freeze")
+        client = self.connect(vm)
+        client.sendall(REQUEST)
+        self.assertEqual(status(read_answer(client)), 200)
+        for thread in threads:
+            thread.join(5)
+        self.assertEqual((early, sorted(ended)), ([], sorted(self.OPERATIONS)))
+
+    def test_a_request_waits_for_the_end_of_an_operation(self):
+        vm = self.start()
+        client = self.connect(vm)
+        client.settimeout(0.2)
+        early = []
+
+        def names():  # in a thread of ours, in the midst of an operation
+            client.sendall(REQUEST)
+            with contextlib.suppress(socket.timeout):
+                early.append(client.recv(1000))
+            yield "avset2"
+
+        vm.schedule("Reboot", resources=names())
+        self.assertEqual(early, [])
+        client.settimeout(10)
+        self.assertEqual(status(client.recv(1000)), 200)
+
+    def midst(self, vm, lines, word):
+        """Whether another thread could change the VM while a line with ``word`` was logged."""
+        early, ended = [], threading.Event()
+
+        def log(line):
+            lines.append(line)
+            if word in line and not early:
+                in_thread(lambda: (vm.update({"compute": {"name": "x"}}), ended.set()))
+                early.append(ended.wait(0.2))
+
+        vm._bench._log = log
+        return early
+
+    def test_a_time_out_waits_as_well(self):
+        vm, lines = self.start(), []
+        early = self.midst(vm, lines, " 408 ")
+        client = self.connect(vm)
+        client.sendall(REQUEST[:-2])
+        with Jump() as jump:
+            self.let_pass(vm, jump, 11)
+            self.assertEqual(status(read_all(client)), 408)
+        self.assertEqual(early, [False])
+
+    def test_a_report_waits_as_well(self):
+        vm, lines = self.start(), []
+        early = self.midst(vm, lines, "Traceback")
+        with mock.patch.object(imds.Conversation, "receive", side_effect=KeyError("boo")):
+            self.connect(vm).sendall(REQUEST)
+            self.until(lambda: early)
+        self.assertEqual(early, [False])
+
+    def test_clock(self):
+        for change, expected in ((lambda clock: clock.advance(5), 105), (lambda clock: clock.resume(3), 100)):
+            calls, early, threads = [], [], []
+
+            def source():
+                calls.append(None)  # noqa: B023
+                if len(calls) == 4:  # noqa: B023  # the second of resume(), which has read what another thread may not change
+                    changed = threading.Event()
+                    threads.append(in_thread(lambda: (change(clock), changed.set())))  # noqa: B023
+                    early.append(changed.wait(0.2))  # noqa: B023
+                return 100.0
+
+            clock = imds.Clock(source)
+            clock()
+            clock.resume(2)
+            threads[0].join()
+            self.assertEqual((early, clock()), ([False], expected))
+
+    def test_clock_reset(self):
+        class Slow(float):
+            def __radd__(self, other):  # in the midst of advance()
+                thread = in_thread(clock.reset)
+                thread.join(0.2)
+                return float(other) + float(self)
+
+        clock = imds.Clock(lambda: 100.0)
+        clock.advance(Slow(5))
+        self.until(lambda: clock() == 100, 0.5)
+
+
+class Connections(Case):
     def test_an_idle_or_stalled_client_holds_up_nobody(self):
         with imds.Emulator() as vm:
             for part in (b"", b"GET", REQUEST[:-2], POST + b"Content-Length: 9\r\n\r\n"):
@@ -244,18 +517,6 @@ class Fixture(unittest.TestCase):
             for client in clients:
                 self.assertEqual(status(client.recv(1000)), 200)
 
-    def test_two_hundred_threads(self):
-        with imds.Emulator() as vm:
-            names, threads = [], []
-            for _ in range(200):
-                threads.append(threading.Thread(target=lambda: names.append(vm.get("compute/name"))))
-                threads[-1].start()
-            for number in range(50):
-                vm.update({"compute": {"tags": str(number)}})
-            for thread in threads:
-                thread.join()
-            self.assertEqual(names, ["avset2"] * 200)
-
     def test_the_rate_is_kept_with_many_clients_at_once(self):
         with imds.Emulator(rate_limit=5, clock=lambda: 0) as vm:
             seen, threads = [], []
@@ -268,41 +529,17 @@ class Fixture(unittest.TestCase):
                 client.close()
 
             for _ in range(10):
-                threads.append(threading.Thread(target=burst))
-                threads[-1].start()
+                threads.append(in_thread(burst))
             for thread in threads:
                 thread.join()
             self.assertEqual((seen.count(200), seen.count(429)), (5, 95))
-
-    def test_time_limits(self):
-        old = imds.REQUEST_TIME, imds.IDLE_TIME
-        imds.REQUEST_TIME, imds.IDLE_TIME = 0.5, 0.5
-        try:
-            with imds.Emulator() as vm:
-                idle, stalled, trickling = self.connect(vm), self.connect(vm), self.connect(vm)
-                stalled.sendall(REQUEST[:-2])
-                for byte in REQUEST[:30]:  # never silent for long, and never done
-                    with contextlib.suppress(OSError):
-                        trickling.sendall(bytes([byte]))
-                    time.sleep(0.1)
-                self.assertEqual(self.read_all(idle), b"")
-                self.assertEqual(status(self.read_all(stalled)), 408)
-                self.assertEqual(status(self.read_all(trickling)), 408)
-        finally:
-            imds.REQUEST_TIME, imds.IDLE_TIME = old
-
-    def test_a_refusal_is_read_before_the_connection_ends(self):
-        with imds.Emulator() as vm:
-            client = self.connect(vm)
-            client.sendall(POST + b"Content-Length: 9999999\r\n\r\n" + b"a" * 200000)
-            self.assertEqual(status(self.read_all(client)), 413)
 
     def test_half_closed(self):
         with imds.Emulator() as vm:
             client = self.connect(vm)
             client.sendall(REQUEST)
             client.shutdown(socket.SHUT_WR)
-            self.assertTrue(self.read_all(client).endswith(b"avset2"))
+            self.assertTrue(read_all(client).endswith(b"avset2"))
 
     def test_resets_make_no_noise(self):
         errors = io.StringIO()
@@ -315,74 +552,399 @@ class Fixture(unittest.TestCase):
             self.assertEqual(vm.get("compute/name"), "avset2")
         self.assertEqual(errors.getvalue(), "")
 
+    def test_tls_is_answered_at_once(self):
+        with imds.Emulator() as vm:
+            client = self.connect(vm)
+            client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+            self.assertEqual(status(read_all(client)), 400)
+
+    def test_a_refusal_is_read_before_the_connection_ends(self):
+        with imds.Emulator() as vm:
+            client = self.connect(vm)
+            client.sendall(POST + b"Content-Length: 9999999\r\n\r\n" + b"a" * 200000)
+            self.assertEqual(status(read_all(client)), 413)
+            for _ in range(20):  # it goes on reading for a while, so that no reset overtakes the refusal
+                client.sendall(b"a" * 1000)
+                time.sleep(0.002)
+
+    def test_but_not_for_ever(self):
+        with imds.Emulator() as vm, Jump() as jump:
+            client = self.connect(vm)
+            client.sendall(POST + b"Content-Length: 9999999\r\n\r\n")
+            self.assertEqual(status(read_all(client)), 413)
+            client.sendall(b"a" * 1000)
+            self.let_pass(vm, jump, 4)
+            client.sendall(b"a" * 1000)  # which does not make it longer
+            self.let_pass(vm, jump, 2)
+            with self.assertRaises(OSError):
+                for _ in range(100):
+                    client.sendall(b"a" * 1000)
+                    time.sleep(0.01)
+
+    def test_one_that_is_gone_already(self):
+        setsockopt, failed = socket.socket.setsockopt, []
+
+        def fail_once(self, level, *arguments):
+            if level == socket.IPPROTO_TCP and not failed:
+                failed.append(self)
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return setsockopt(self, level, *arguments)
+
+        with imds.Emulator() as vm:
+            vm.get("compute/name")
+            with mock.patch.object(socket.socket, "setsockopt", fail_once):
+                gone = self.connect(vm)
+                self.assertEqual(read_all(gone), b"")
+            self.assertEqual(failed[0].fileno(), -1)
+            self.assertEqual(vm.get("compute/name"), "avset2")
+
+
+class Fairness(Case):
+    def test_pipelined_requests_let_others_in(self):
+        for flood in (REQUEST * 500, b"".join(REQUEST.replace(b"localhost", b"localhost:%d" % each) for each in range(150))):
+            lines, other = [], []
+
+            def log(line):  # in the server's thread: somebody else comes after the first request of many
+                lines.append(line)  # noqa: B023
+                if len(lines) == 1:  # noqa: B023
+                    other.append(self.connect(vm))  # noqa: B023
+                    other[0].sendall(REQUEST.replace(b"compute/name", b"compute/zone"))  # noqa: B023
+
+            vm = self.start(log=log)
+            client = self.connect(vm)
+            client.sendall(flood)
+            self.assertEqual(status(other and other[0].recv(1000) or client.recv(1) and other[0].recv(1000)), 200)
+            place = next(at for at, line in enumerate(lines) if "compute/zone" in line)
+            self.assertLess(place, 70)
+            count = flood.count(b"GET")
+            self.until(lambda: len(lines) == count + 1)  # noqa: B023
+
+    def test_a_client_that_does_not_read_is_not_read(self):
+        answered = []
+        with imds.Emulator({"compute": {"userData": "a" * 40000}}, log=answered.append) as vm:
+            deaf = self.connect(vm, SO_RCVBUF=4096)
+            sent, count = WHOLE * 1000, 1000
+            thread = in_thread(deaf.sendall, sent)
+            self.assertEqual(vm.get("compute/userData"), "a" * 40000)
+            self.until(lambda: len(answered) > 10)
+            before = -1
+            while before != len(answered):
+                before = len(answered)
+                time.sleep(0.1)
+            self.assertLess(len(answered), 400)  # what the system keeps for sockets, and a little
+            connection, = [each for each in vm._server.connections if each.unsent]
+            self.assertLess(len(connection.unsent), 200000)
+            self.assertLess(len(connection.conversation._unread), 100000)
+            data = 0
+            while data < count * 40000:  # and it gets all when it reads
+                data += len(deaf.recv(1 << 20))
+            thread.join()
+
+    def test_a_client_that_reads_slowly_is_not_cut(self):
+        size = 12000000
+        with imds.Emulator({"compute": {"userData": "a" * size}}) as vm, Jump() as jump:
+            slow, stuck = self.connect(vm, SO_RCVBUF=65536), self.connect(vm, SO_RCVBUF=65536)
+            for client in (slow, stuck):
+                client.sendall(WHOLE)
+            got = seconds = 0
+            while got < size:
+                until = got + 1500000  # more than the system keeps for one socket
+                while got < min(until, size):
+                    chunk = slow.recv(65536)
+                    self.assertTrue(chunk, "cut after %d bytes and %d seconds" % (got, seconds))
+                    got += len(chunk)
+                self.let_pass(vm, jump, 4)
+                seconds += 4
+            self.assertGreater(seconds, 25)
+            self.assertLess(len(read_all(stuck)), size)
+
+
+class Timers(Case):
+    def setUp(self):
+        self.vm = self.start()
+        self.jump = Jump()
+        self.jump.__enter__()
+        self.addCleanup(self.jump.__exit__)
+
+    def later(self, seconds):
+        """Let so much time pass, and let the server see it."""
+        self.let_pass(self.vm, self.jump, seconds)
+
+    def is_open(self, client):
+        client.setblocking(False)
+        try:
+            return client.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        finally:
+            client.settimeout(10)
+
+    def test_an_idle_connection_has_two_minutes(self):
+        idle, used = self.connect(self.vm), self.connect(self.vm)
+        for seconds in (60, 58):
+            self.later(seconds)
+            used.sendall(REQUEST)
+            self.assertEqual(status(read_answer(used)), 200)
+            self.assertTrue(self.is_open(idle))
+        self.later(3)
+        self.assertEqual(read_all(idle), b"")
+        self.later(115)
+        self.assertTrue(self.is_open(used))
+        self.later(5)
+        self.assertEqual(read_all(used), b"")
+
+    def test_a_request_has_ten_seconds(self):
+        body = POST + b"Content-Length: 9\r\n\r\n"
+        stalled, half, trickling = [self.connect(self.vm) for _ in range(3)]
+        stalled.sendall(REQUEST[:-2])
+        half.sendall(body)
+        for at, seconds in enumerate((0, 3, 3, 3)):  # never silent for long, and never done
+            trickling.sendall(REQUEST[at:at + 1])
+            self.later(seconds)
+            for client in (stalled, half, trickling):
+                self.assertTrue(self.is_open(client))
+        self.later(2)
+        for client in (stalled, half, trickling):
+            answer = read_all(client)
+            self.assertEqual(status(answer), 408)
+            self.assertTrue(answer.endswith(b'{ "error": "Request timeout" }'))
+
+    def test_they_begin_anew_with_each_request(self):
+        client = self.connect(self.vm)
+        self.later(100)
+        client.sendall(REQUEST[:-2])
+        self.later(9)
+        client.sendall(REQUEST[-2:] + REQUEST[:9])
+        self.assertEqual(status(read_answer(client)), 200)
+        self.later(9)
+        self.assertTrue(self.is_open(client))
+        self.later(2)
+        self.assertEqual(status(read_all(client)), 408)
+
+    def test_a_connection_is_not_ended_at_the_next_sweep(self):
+        client = self.connect(self.vm)
+        for _ in range(3):
+            self.later(2)
+            client.sendall(REQUEST)
+            self.assertEqual(status(read_answer(client)), 200)
+
+
+class Faults(Case):
     def test_a_fault_is_answered_and_a_log_may_fail(self):
         def fail(line):
             raise OSError("no space left")
 
         with imds.Emulator(log=fail) as vm:
             self.assertEqual(vm.get("compute/name"), "avset2")
-            vm._service.respond = None  # what no caller can do
-            with self.assertRaises(imds.Unavailable) as caught:
-                vm.get("compute/name", deadline=0.1)
-            self.assertEqual(caught.exception.body, '{ "error": "Server error" }')
+            vm._bench.service.respond = None  # what no caller can do
+            client = self.connect(vm)
+            client.sendall(REQUEST)
+            answer = read_answer(client)
+            self.assertTrue(answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n"))
+            self.assertTrue(answer.endswith(b'\r\n\r\n{ "error": "Server error" }'))
 
-    def test_stop_from_within(self):
-        vm = imds.Emulator(log=lambda line: vm.stop())
-        vm.start()
-        vm.get("compute/name")
-        with self.assertRaises(RuntimeError):
-            vm.url  # noqa: B018
+    def test_its_traceback_is_in_the_log(self):
+        lines = []
+        with imds.Emulator(log=lines.append) as vm:
+            vm._bench.service.respond = None
+            client = self.connect(vm)
+            client.sendall(REQUEST)
+            self.assertEqual(status(read_answer(client)), 500)
+        self.assertEqual(lines[0], "imds: Traceback (most recent call last):")
+        self.assertIn("imds: TypeError: 'NoneType' object is not callable", lines)
+        self.assertTrue(lines[-1].endswith(' HTTP/1.1" 500 internal error'))
 
-    def test_more_clients_than_descriptors(self):
-        if os.name != "posix":
-            self.skipTest("no limits here")
-        process = subprocess.Popen(
-            ["sh", "-c", 'ulimit -n 64; exec "$0" "$1" serve --port 0 --quiet', sys.executable, imds.__file__],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        url, good, threads = process.stdout.readline().decode().strip(), [], []
+    def test_a_clock_that_raises_ends_one_conversation(self):
+        moment, lines = [1e9], []
 
-        def ask():
-            for _ in range(5):
-                with contextlib.suppress(imds.Error):
-                    good.append(imds.get("compute/name", endpoint=url))
+        def clock():
+            if isinstance(moment[0], Exception):
+                raise moment[0]
+            return moment[0]
 
-        try:
-            for _ in range(100):
-                threads.append(threading.Thread(target=ask))
-                threads[-1].start()
-            for thread in threads:
-                thread.join()
-            self.assertEqual(imds.get("compute/name", endpoint=url), "avset2")
-            self.assertGreater(len(good), 50)
-        finally:
-            process.terminate()
-            errors = process.communicate(timeout=10)[1].decode()
-        self.assertNotIn("Traceback", errors)
-        self.assertEqual(process.returncode, 0)
+        with imds.Emulator(clock=clock, log=lines.append) as vm:
+            other, hit = self.connect(vm), self.connect(vm)
+            other.sendall(REQUEST)
+            self.assertEqual(status(read_answer(other)), 200)
+            moment[0] = OverflowError("no such year")
+            hit.sendall(REQUEST)
+            self.assertEqual(read_all(hit), b"")
+            self.until(lambda: "imds: OverflowError: no such year" in lines)
+            self.assertIn("imds: Traceback (most recent call last):", lines)
+            moment[0] = 1e9
+            other.sendall(REQUEST)
+            self.assertEqual(status(read_answer(other)), 200)
 
-    def test_a_client_that_does_not_read(self):
-        with imds.Emulator() as vm:
-            deaf = self.connect(vm)
-            deaf.settimeout(0.2)
-            with contextlib.suppress(socket.timeout):
-                for _ in range(2000):
-                    deaf.sendall(REQUEST.replace(b"/compute/name", b"").replace(b"&format=text", b"") * 50)
+    def test_or_shows_a_year_that_nobody_can_write(self):
+        for moment in (1e18, float("nan"), float("inf"), -1e18, None, "soon"):
+            now = [1e9]
+            with imds.Emulator(clock=lambda: now[0]) as vm:  # noqa: B023
+                other, hit, stalled = [self.connect(vm) for _ in range(3)]
+                stalled.sendall(REQUEST[:-2])
+                other.sendall(REQUEST)
+                self.assertEqual(status(read_answer(other)), 200)
+                now[0] = moment
+                hit.sendall(REQUEST)
+                self.assertIn(status(read_all(hit)), (None, 500))
+                with Jump() as jump:
+                    jump(11)
+                    self.connect(vm).sendall(b"\r\n")
+                    self.assertIn(status(read_all(stalled)), (None, 408))
+                now[0] = 1e9
+                other.sendall(REQUEST)
+                self.assertEqual(status(read_answer(other)), 200)
+
+    def test_whatever_raises_in_one_conversation(self):
+        receive = imds.Conversation.receive
+
+        def fail(talk, data=b""):
+            if b"boo" in data:
+                raise KeyError("boo")
+            return receive(talk, data)
+
+        lines = []
+        with imds.Emulator(log=lines.append) as vm, mock.patch.object(imds.Conversation, "receive", fail):
+            hit = self.connect(vm)
+            hit.sendall(b"boo")
+            self.assertEqual(read_all(hit), b"")
             self.assertEqual(vm.get("compute/name"), "avset2")
-
-    @unittest.skipUnless(socket.has_ipv6, "no IPv6 here")
-    def test_ipv6(self):
-        try:
-            vm = imds.Emulator(host="::1").start()
-        except OSError as error:
-            self.skipTest("no ::1 here: %s" % error)
-        self.addCleanup(vm.stop)
-        self.assertEqual(vm.url, "http://[::1]:%d" % vm.port)
-        self.assertEqual(vm.get("compute/name"), "avset2")
-
-    def test_a_port_that_is_taken(self):
-        with imds.Emulator() as vm, self.assertRaises(OSError):
-            imds.Emulator(port=vm.port).start()
+        self.assertIn("imds: KeyError: 'boo'", lines)
 
 
-if __name__ == "__main__":
-    unittest.main()
+class Limits(Case):
+    def serve(self, script, *arguments):
+        """A server in a process of its own; its URL."""
+        process = subprocess.Popen(list(script) + list(arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(lambda: process.returncode is None and process.communicate())
+        self.addCleanup(process.terminate)
+        return process, process.stdout.readline().decode().strip()
+
+    def end(self, process):
+        process.terminate()
+        errors = process.communicate(timeout=10)[1].decode()
+        self.assertEqual((process.returncode, "Traceback" in errors), (0, False), errors)
+
+    def connect_all(self, url, count):
+        clients = []
+        for _ in range(count):
+            clients.append(socket.create_connection(url[7:].split(":"), 10))
+            self.addCleanup(clients[-1].close)
+        return clients
+
+    @unittest.skipUnless(os.name == "posix", "no limits here")
+    def test_more_clients_than_descriptors(self):
+        limited = ["sh", "-c", 'ulimit -n 64; exec "$0" "$1" serve --port 0 --quiet', sys.executable, FILE]
+        process, url = self.serve(limited)
+        busy = self.connect_all(url, 10)
+        for client in busy:
+            client.sendall(REQUEST[:-2])
+        idle = self.connect_all(url, 100)  # the last of them are not accepted yet
+        for _ in range(3):
+            self.assertEqual(imds.get("compute/name", endpoint=url, timeout=5, deadline=10), "avset2")
+        for client in busy:  # only what is idle was dropped
+            client.sendall(REQUEST[-2:])
+            self.assertEqual(status(read_answer(client)), 200)
+        ended = 0
+        for client in idle:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                ended += client.recv(1) == b""
+        self.assertGreater(ended, 20)
+        self.end(process)
+
+    def test_no_descriptor_and_nobody_idle(self):
+        with imds.Emulator() as vm, Jump() as jump:
+            busy, idle, used = [self.connect(vm) for _ in range(3)]
+            busy.sendall(REQUEST[:-2])
+            for client in (idle, used):
+                client.sendall(REQUEST)
+                self.assertEqual(status(read_answer(client)), 200)
+            server = vm._server
+            self.poke(vm)
+            self.until(lambda: len(server.connections) == 3)
+            jump(2)
+            used.sendall(REQUEST)
+            self.assertEqual(status(read_answer(used)), 200)
+            accept, refused = type(server).get_request, []
+
+            def no_descriptor(self):
+                if len(refused) < 2:
+                    refused.append(len(server.connections))
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return accept(self)
+
+            with mock.patch.object(type(server), "get_request", no_descriptor):
+                newcomer = self.connect(vm)
+                newcomer.sendall(REQUEST)
+                self.assertEqual(status(read_answer(newcomer)), 200)
+                self.assertEqual(refused[:2], [3, 2])  # one was dropped, and then there was nobody to drop
+                self.assertEqual(read_all(idle), b"")
+                for client in (busy, used):
+                    client.sendall(REQUEST[-2:] if client is busy else REQUEST)
+                    self.assertEqual(status(read_answer(client)), 200)
+
+    @unittest.skipUnless(os.name == "posix" and os.path.isdir("/proc/self/fd"), "not to be tried here")
+    def test_select_and_its_few_sockets(self):
+        import resource
+
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 700:
+            self.skipTest("too few descriptors here")
+        script = ("import selectors, sys; selectors.DefaultSelector = selectors.SelectSelector; sys.path.insert(0, %r);"
+                  " import imds; imds.main(['serve', '--port', '0', '--quiet'])" % os.path.dirname(FILE))
+        process, url = self.serve([sys.executable, "-W", "error", "-c", script])
+        clients = self.connect_all(url, 600)
+        for client in clients[:20]:
+            client.sendall(REQUEST[:-2])
+        self.assertEqual(imds.get("compute/name", endpoint=url, timeout=5, deadline=10), "avset2")
+        for client in clients[:20]:
+            client.sendall(REQUEST[-2:])
+            self.assertEqual(status(read_answer(client)), 200)
+        clients[-1].sendall(REQUEST)
+        self.assertEqual(status(read_answer(clients[-1])), 200)
+        self.assertLess(len(os.listdir("/proc/%d/fd" % process.pid)), 512)
+        self.end(process)
+
+
+class Hosts(Case):
+    """What a page in a browser can't do, whatever name it gives the emulator."""
+
+    def ask(self, vm, host, verb="GET", target="/metadata/instance?api-version=2021-02-01", headers="Metadata: true\r\n"):
+        client = self.connect(vm)
+        client.sendall(("%s %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (verb, target, host, headers)).encode())
+        return status(read_answer(client))
+
+    def test_rebinding(self):
+        vm = self.start()
+        for host, expected in (
+            ("127.0.0.1:%d" % vm.port, 200), ("localhost", 200), ("LOCALHOST:80", 200), ("169.254.169.254", 200),
+            ("[::1]:8169", 200), ("[fe80::1]", 200), ("evil.example", 400), ("evil.example:%d" % vm.port, 400),
+            ("127.0.0.1.evil.example", 400), ("localhost.evil.example", 400), ("metadata", 400),
+        ):
+            with self.subTest(host=host):
+                self.assertEqual(self.ask(vm, host), expected)
+
+    def test_elsewhere_any_name_may_read(self):
+        self.assertEqual(self.ask(self.start(host="0.0.0.0"), "imds"), 200)
+
+    def test_a_post_needs_the_header(self):
+        vm = self.start()
+        target = "/metadata/scheduledevents?api-version=2017-03-01"
+        self.assertEqual(self.ask(vm, "localhost", target=target, headers=""), 200)
+        event_id = vm.schedule("Reboot")
+        body = '{"StartRequests":[{"EventId":"%s"}]}' % event_id
+        for more, expected, state in (("Origin: http://evil.example\r\nContent-Type: text/plain\r\n", 400, "Scheduled"),
+                                      ("Metadata: true\r\n", 200, "Started")):
+            client = self.connect(vm)
+            client.sendall(("POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: %d\r\n\r\n%s" % (
+                target, more, len(body), body)).encode())
+            self.assertEqual(status(read_answer(client)), expected)
+            self.assertEqual(imds.scheduled_events(endpoint=vm.url)["Events"][0]["EventStatus"], state)
+
+    def test_nothing_is_shared_with_other_origins(self):
+        vm = self.start()
+        client = self.connect(vm)
+        client.sendall(REQUEST.replace(b"Host:", b"Origin: http://evil.example\r\nHost:"))
+        self.assertNotIn(b"access-control", read_answer(client).lower())
+        preflight = "Origin: http://evil.example\r\nAccess-Control-Request-Method: GET\r\n" \
+                    "Access-Control-Request-Headers: metadata\r\n"
+        self.assertEqual(self.ask(vm, "localhost", "OPTIONS", headers=preflight), 405)
