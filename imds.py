@@ -672,7 +672,7 @@ def complete(document: "Any") -> "Dict[str, Any]":
     """
     check_plain(document, "instance")
     completed = _shape(document, everything(), everything(), "instance")
-    given, compute = document.get("compute") or {}, completed["compute"]
+    given, compute = (document or {}).get("compute") or {}, completed["compute"]
     if given.get("tags") is None:
         compute["tags"] = ";".join("%(name)s:%(value)s" % tag for tag in compute["tagsList"])
     elif given.get("tagsList") is None:
@@ -1169,9 +1169,8 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
 
 def change(instance: "Mapping[str, Any]", patch: "Any") -> "Dict[str, Any]":
     """A complete instance document changed by a merge patch, and complete again. Raises ValueError."""
-    check_plain(patch, "the patch")
-    changed = merge_patch(instance, patch)
-    compute = patch.get("compute") if isinstance(patch, dict) else None
+    check_plain(check(patch, dict, "the patch"), "the patch")
+    changed, compute = merge_patch(instance, patch), patch.get("compute")
     return _completed(changed, compute if isinstance(compute, dict) else ())
 
 
@@ -2476,7 +2475,7 @@ class Bench:
     def __init__(
         self, clock: "Any", instance: "Optional[Mapping[str, Any]]" = None, *,
         log: "Optional[Callable[[str], None]]" = None, vm: int = 0, control: bool = False,
-        hosts: "Iterable[str]" = (), **settings: "Any",
+        hosts: "Iterable[str]" = (), faults: "Iterable[str]" = (), **settings: "Any",
     ) -> None:
         self.clock, self.vm, self._log, self._control = clock, vm, log, control
         self._hosts = frozenset(hosts).union(["localhost"])
@@ -2488,6 +2487,8 @@ class Bench:
         self._playbooks: "List[_Playbook]" = []
         self._now = 0.0  # when the moment was last asked for
         self._moment: "Optional[Moment]" = None
+        self._faults = tuple(faults)
+        self._fail_as_at_first()
 
     # --- requests
 
@@ -2612,8 +2613,9 @@ class Bench:
         return self.service.attested(api_version, nonce, flaw and known(flaw, FLAWS, "flaw"))
 
     def replace(self, instance: "Mapping[str, Any]") -> None:
-        """Put another VM, a document as for Emulator, in the place of this one."""
-        self._restart(functools.partial(Service, self.clock, instance, **dict(self._make.keywords, profile=None)))
+        """Put another VM, a document as for Emulator, in the place of this one; the list of events goes on."""
+        kept = dict(self._make.keywords, profile=None, events=self.service.events)
+        self._restart(functools.partial(Service, self.clock, instance, **kept))
 
     def _restart(self, make: "Callable[[], Service]") -> None:
         base, count = self.service.base, self.service.count
@@ -2621,12 +2623,12 @@ class Bench:
         self.service.base, self.service.count = base, count
 
     def reset(self) -> None:
-        """Put everything back as it was at the start: the VM, its events, the clock, the journal; end all faults."""
+        """Put everything back as it was at the start: the VM, its events, the clock, the journal, the faults."""
         self.clock.reset()
         self._restart(self._make)
         self.service.events.reset()
         self.journal.clear()
-        self.recover()
+        self._fail_as_at_first()
 
     # --- operations on events and the clock
 
@@ -2723,6 +2725,11 @@ class Bench:
         self._moment = None
         return {"playbook": text, "seed": seed}
 
+    def _fail_as_at_first(self) -> None:
+        self.recover()
+        for playbook in self._faults:
+            self.fail(playbook)
+
     def recover(self) -> None:
         """End all faults."""
         self._playbooks = []
@@ -2768,36 +2775,27 @@ class Bench:
     ) -> "List[Exchange]":
         """The exchanges in the journal, newest last: those with this path, verb, headers and parameters (those that
         are named; others may be there, too), and with a number above ``since``."""
-        expected = _expected(path, verb, headers, query)
+        expected = _expected(path, verb=verb, headers=headers, query=query)
         return [each for each in self.journal if each.number > since and not expected.differences(each.request)]
 
-    def assert_requested(
-        self, path: str, *, times: "Optional[int]" = None, verb: "Optional[str]" = None,
-        headers: "Optional[Mapping[str, str]]" = None, query: "Optional[Mapping[str, str]]" = None,
-    ) -> None:
+    def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
         """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the nearest
-        requests that did come, and in what they differ."""
-        found = len(self.requests(path, verb=verb, headers=headers, query=query))
+        requests that did come, and in what they differ. ``like``: verb, headers and query, as for ``requests``."""
+        found, expected = len(self.requests(path, **like)), _expected(path, **like)
         if found == times or times is None and found:
             return
-        expected = _expected(path, verb, headers, query)
         odd = [(expected.differences(each.request), each) for each in self.journal]
-        nearest = sorted(((len(differences), -each.number, each, differences)
-                          for differences, each in odd if differences), key=lambda row: row[:2])[:3]
-        lines = ["%s was requested %s, not %s" % (
-            expected, "%d times" % found if found else "never", "at all" if times is None else "%d times" % times)]
-        lines += ["  %s\n    %s" % (each, "; ".join(differences)) for _, _, each, differences in nearest]
+        nearest = sorted((row for row in odd if row[0]), key=lambda row: (len(row[0]), -row[1].number))[:3]
+        lines = ["%s like %s, expected %s" % (_counted(found), expected, "1 or more" if times is None else times)]
+        lines += ["  %s\n    %s" % (each, "; ".join(differences)) for differences, each in nearest]
         raise AssertionError("\n".join(lines if nearest else lines + ["  there was no other request"]))
 
-    def assert_not_requested(
-        self, path: str, *, verb: "Optional[str]" = None, headers: "Optional[Mapping[str, str]]" = None,
-        query: "Optional[Mapping[str, str]]" = None,
-    ) -> None:
-        """Raise AssertionError if there was such a request."""
-        found = self.requests(path, verb=verb, headers=headers, query=query)
+    def assert_not_requested(self, path: str, **like: "Any") -> None:
+        """Raise AssertionError if there was such a request. ``like``: as for ``assert_requested``."""
+        found = self.requests(path, **like)
         if found:
-            raise AssertionError("\n  ".join(["%s was requested %d times" % (
-                _expected(path, verb, headers, query), len(found))] + [str(each) for each in found[:3]]))
+            first = "%s like %s, expected none" % (_counted(len(found)), _expected(path, **like))
+            raise AssertionError("\n  ".join([first] + [str(each) for each in found[:3]]))
 
     def lint(self) -> "List[Dict[str, Any]]":
         """What the clients in the journal do against the published rules: dicts of rule, count, seen (the first such
@@ -2948,10 +2946,17 @@ class _Playbook:
                              "not %r" % where)
         if self._names[:1] == ("metadata",):
             self._names = self._names[1:]
+        if self._names and self._names[0] != "instance" and not any(
+                (name + "/").startswith("/".join(self._names) + "/") for name in ENDPOINTS):
+            known(self._names[0], sorted({name.partition("/")[0] for name in ENDPOINTS}), "path below /metadata")
+            raise ValueError("nothing is asked at %s" % "/".join(self._names))
         at, self._steps = len(where) + len(colon), []  # type: int, List[_Step]
         for part in steps.split(","):
             self._steps.append(self._read(part, at))
             at += len(part) + 1
+        endless = [step for step in self._steps[:-1] if step.often in ("always", "every", "p")]
+        if endless:
+            raise ValueError("the playbook %r has steps behind %s, which never ends" % (text, endless[0].often))
         self._used, self._until = 0, None  # type: int, Optional[float]
 
     def _read(self, text: str, at: int) -> "_Step":
@@ -3054,7 +3059,11 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
                         for name, value in self.query.items() if asked.query.get(name) != value]
 
 
-def _expected(path: "Any", verb: "Any", headers: "Any", query: "Any") -> "_Expected":
+def _counted(count: int) -> str:
+    return "%s request%s" % (count or "no", "" if count <= 1 else "s")
+
+
+def _expected(path: "Any", *, verb: "Any" = None, headers: "Any" = None, query: "Any" = None) -> "_Expected":
     """What a request should be like, or a ValueError."""
     for name, value, kind in (("path", path, str), ("verb", verb, str), ("headers", headers, dict),
                               ("query", query, dict)):
@@ -3590,7 +3599,8 @@ class Conversation:
         """An answer as the step of a playbook sends it."""
         manner = exchange.fault.split()[-1]
         if manner == "cut":
-            data = data[:len(data) - max(1, len(exchange.response.body) // 2)]
+            body_size = 0 if exchange.request.verb == "HEAD" else len(exchange.response.body)
+            data = data[:len(data) - max(1, (body_size or len(data)) // 2)]
             self.ending = "close"
         elif manner in ("reset", "hang"):
             self.ending, data = manner, b""
@@ -3633,7 +3643,8 @@ class _Connection:
         self.blocked = self.lingering = False
 
     def is_busy(self) -> bool:
-        return bool(self.unsent or self.later) or self.conversation.in_request
+        conversation = self.conversation
+        return bool(self.unsent or self.later) or conversation.in_request or conversation.ending == "hang"
 
     def time_left(self, now: float) -> float:
         if self.later or self.conversation.ending == "hang":  # on purpose
@@ -4001,9 +4012,7 @@ class Emulator:
             self.clock, instance, log=log, profile=profile, cloud=cloud, versions=versions, as_of=as_of,
             rate_limit=rate_limit, identities=identities, load_balancer=load_balancer, attested_flaw=attested_flaw,
             attested_issuer=attested_issuer, only_hosts=hosts if is_loopback(host) else None, hosts=hosts,
-            control=control, vm=vm, events=events)
-        for playbook in faults:
-            self._bench.fail(playbook)
+            control=control, vm=vm, events=events, faults=faults)
         self._address, self._has_control = (host, port), control
         self._lock, self._starting = lock, threading.Lock()
         self._server: "Any" = None
@@ -4115,12 +4124,9 @@ class Emulator:
     assert_requested, assert_not_requested = _locked(Bench.assert_requested), _locked(Bench.assert_not_requested)
     events = _locked(Bench.events)
 
-    def wait_for(
-        self, path: str, *, times: int = 1, timeout: float = 10, verb: "Optional[str]" = None,
-        headers: "Optional[Mapping[str, str]]" = None, query: "Optional[Mapping[str, str]]" = None,
-    ) -> "List[Exchange]":
+    def wait_for(self, path: str, *, times: int = 1, timeout: float = 10, **like: "Any") -> "List[Exchange]":
         """Return the requests like this as soon as there are so many; after ``timeout`` seconds raise AssertionError,
-        as ``assert_requested`` does."""
+        as ``assert_requested`` does. ``like``: verb, headers and query, as for ``requests``."""
         import threading
 
         came, until = threading.Event(), time.monotonic() + timeout
@@ -4130,11 +4136,11 @@ class Emulator:
             while True:
                 came.clear()
                 with self._lock:
-                    found = self._bench.requests(path, verb=verb, headers=headers, query=query)
+                    found = self._bench.requests(path, **like)
                     if len(found) >= times:
                         return found
                     if time.monotonic() >= until:
-                        self._bench.assert_requested(path, times=times, verb=verb, headers=headers, query=query)
+                        self._bench.assert_requested(path, times=times, **like)
                 came.wait(max(0, until - time.monotonic()))
         finally:
             with self._lock:
@@ -5148,7 +5154,13 @@ def _shape_of_instance(status: int, version: str, headers: "Mapping[str, str]", 
     document = _parsed(body)
     if not isinstance(document, dict):
         return "not a JSON object"
-    return _keys_differ(document, {name: child for name, child in template(version).items() if name != "extended"}, "")
+    shown = {name: child for name, child in template(version).items() if name != "extended"}
+    return _keys_differ(document, shown, "") or _not_minified(document, body)
+
+
+def _not_minified(document: "Any", body: bytes) -> str:
+    forms = format_json(document), json.dumps(document, separators=(",", ":"))
+    return "" if body.decode("utf-8", "replace") in forms else "not minified"
 
 
 def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
@@ -5182,7 +5194,7 @@ def _shape_of_json(kind: "Any", names: "Iterable[str]" = (), strings: bool = Tru
             return "names %s, not %s" % (", ".join(document), ", ".join(names))
         if strings and names and not all(isinstance(value, str) for value in document.values()):
             return "a value is no string"
-        return "" if format_json(document).encode() == body else "not minified"
+        return _not_minified(document, body)
 
     return differs
 

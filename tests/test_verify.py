@@ -1,0 +1,295 @@
+"""Rooms 9 and 10: the checks of the contract, on the Service, over HTTP, and on servers that are wrong in one thing."""
+
+import contextlib
+import io
+import json
+import re
+import time
+import unittest
+from unittest import mock
+
+import imds
+from tests.support import CLOSED, Script, Steps, reply, run, service
+
+
+def asker(of=None, change=None, seen=None):
+    """What verify asks: a Service, whose answers ``change(verb, target, headers, (status, headers, body))`` may spoil."""
+    of = of or service()
+
+    def ask(verb, target, headers):
+        if seen is not None:
+            seen.append((verb, target, dict(headers)))
+        response = of.respond(imds.Request(verb, target, {name.lower(): value for name, value in headers.items()}, b""))
+        body = b"" if verb == "HEAD" else response.body
+        answer = response.status, {name.lower(): value for name, value in response.headers}, body
+        return change(verb, target, headers, answer) if change else answer
+
+    return ask
+
+
+def verdicts(ask):
+    return {row.name: (verdict, why) for row, verdict, why in imds.verify(ask)}
+
+
+def differing(change, **settings):
+    return {name for name, (verdict, _) in verdicts(asker(service(**settings), change)).items() if verdict != "holds"}
+
+
+class Checks(unittest.TestCase):
+    def test_all_hold_on_the_service(self):
+        for settings in ({}, {"profile": "windows"}, {"profile": "scaleset"}, {"load_balancer": True}, {"identities": []},
+                         {"identities": ["user:a", "user:b"]}, {"cloud": "AzureChinaCloud"},
+                         {"instance": {"compute": {"name": "\u00fc\u4e2d", "tags": "a:b"}, "network": {"interface": [{}]}}}):
+            with self.subTest(settings=settings):
+                self.assertEqual({name: why for name, (verdict, why) in verdicts(asker(service(**settings))).items()
+                                  if verdict != "holds"}, {})
+
+    def test_a_vm_without_interfaces_is_no_other_service(self):  # values are never judged
+        found = differing(None, instance={"compute": {"name": "x"}})
+        self.assertLessEqual(found, {"index out of range", "doubled slash", "listing of a list"})
+
+    def test_the_table(self):
+        rows = imds.CONTRACT_CHECKS
+        self.assertGreaterEqual(len(rows), 60)
+        self.assertEqual(len({row.name for row in rows}), len(rows))
+        self.assertEqual({row.mark for row in rows}, {"documented", "observed", "chosen"})
+        for row in rows:
+            with self.subTest(name=row.name):
+                self.assertIn(row.verb, ("GET", "HEAD", "PUT"))  # what changes nothing anywhere
+                self.assertTrue(row.expected in imds.REFUSALS or row.expected in imds.SHAPES)
+        asked = {imds.parse_target(row.target).endpoint for row in rows}
+        self.assertLessEqual({name for name, endpoint in imds.ENDPOINTS.items() if "GET" in endpoint.verbs}, asked)
+        for version in imds.VERSIONS:
+            self.assertTrue(any("api-version=" + version in row.target for row in rows), version)
+
+    def test_only_reads(self):
+        seen = []
+        verdicts(asker(seen=seen))
+        self.assertEqual({verb for verb, _, _ in seen if verb != "GET"}, {"HEAD", "PUT"})
+        self.assertEqual({target for verb, target, _ in seen if verb == "PUT"}, {"/latest/api/token"})
+
+    def test_each_mutation_is_noticed(self):
+        def change_status(rule, number):
+            return lambda verb, target, headers, answer: (number,) + answer[1:] if rule(verb, target, headers, answer) else answer
+
+        def change_body(old, new, only=""):
+            return lambda verb, target, headers, answer: answer[:2] + (re.sub(old, new, answer[2]),) if only in target else answer
+
+        def change_header(name, value, only=""):
+            def change(verb, target, headers, answer):
+                if only not in target:
+                    return answer
+                changed = dict(answer[1])
+                changed.pop(name, None)
+                if value is not None:
+                    changed[name] = value
+                return answer[0], changed, answer[2]
+            return change
+
+        def pretty(verb, target, headers, answer):
+            if answer[0] != 200 or not answer[2].startswith((b"{", b"[")):
+                return answer
+            return answer[:2] + (json.dumps(json.loads(answer[2].decode()), indent=1).encode(),)
+
+        def shuffled(verb, target, headers, answer):
+            if answer[0] != 200 or not answer[2].startswith(b"{") or "/instance" not in target:
+                return answer
+            document = json.loads(answer[2].decode())
+            return answer[:2] + (json.dumps(dict(reversed(list(document.items()))), separators=(",", ":")).encode(),)
+
+        def forgiving(verb, target, headers, answer):  # the header does not matter
+            return answer if headers else asker()(verb, target, {"Metadata": "true"})
+
+        for name, change, checks in (
+            ("400 is 401", change_status(lambda verb, target, headers, answer: answer[0] == 400 and not headers, 401),
+             ["no header", "no header, identity", "GET / without the header", "events without the header"]),
+            ("no header is needed", forgiving, ["no header", "no header, identity", "no header, versions",
+                                                "events without the header"]),
+            ("words of the header refused", change_body(b"Required metadata header", b"Required Metadata header"),
+             ["no header", "no header, before the version"]),
+            ("blanks in errors", change_body(b'{ "error": "Not found" }', b'{"error":"Not found"}'),
+             ["unknown field", "other case"]),
+            ("404 has no body", change_body(b'(?s){ "error": "Not found" }', b""), ["unknown field"]),
+            ("newest-versions", change_body(b'"newest-versions"', b'"newest"'), ["no version", "unknown version"]),
+            ("versions are a list", change_body(b'\\{"apiVersions":(.*)\\}', b"\\1"), ["versions"]),
+            ("a number in the document", change_body(b'"platformFaultDomain":"(\\d)"', b'"platformFaultDomain":\\1', "instance?"),
+             ["document at 2021-02-01", "document at 2025-04-07"]),
+            ("a name is missing", change_body(b'"vmId":"[^"]*",', b"", "instance?"), ["document at 2017-04-02"]),
+            ("a later field too early", change_body(b'"zone":"[^"]*"', b'"zonal":""', "instance?"), ["document at 2017-12-01"]),
+            ("not in order", shuffled, ["document at 2021-02-01"]),
+            ("pretty-printed", pretty, ["a list is a bare list", "network is not wrapped"]),
+            ("compute is wrapped", change_body(b"^(.*)$", b'{"compute":\\1}', "instance/compute?api-version=2025-04-07"),
+             ["compute is not wrapped"]),
+            ("leaf in quotes", change_body(b"^([0-9a-f-]{36})$", b'"\\1"\n', "format=text"), ["leaf as text"]),
+            ("leaf as JSON type", change_header("content-type", "application/json", "format=text"),
+             ["leaf as text", "listing of the root"]),
+            ("listing without slashes", change_body(b"/", b"", "format=text"), ["listing of a list"]),
+            ("listing with a newline", change_body(b"\\Z", b"\n", "format=text"), ["listing of compute"]),
+            ("no Server", change_header("server", None), ["headers of JSON"]),
+            ("no x-ms-request-id", change_header("x-ms-request-id", None), ["headers of JSON"]),
+            ("content type without a charset", change_header("content-type", "application/json"), ["headers of JSON"]),
+            ("expires_in is a number", change_body(b'"expires_in":"(\\d+)"', b'"expires_in":\\1'), ["token"]),
+            ("token without not_before", change_body(b'"not_before":"\\d+",', b""), ["token"]),
+            ("identity says it otherwise", change_body(b"Identity not found", b"No identity"), ["token of nobody"]),
+            ("no DocumentIncarnation", change_body(b'"DocumentIncarnation":\\d+,', b""), ["scheduled events"]),
+            ("attested is JSON itself", change_body(b'"encoding":"pkcs7",', b"", "attested"), ["attested document"]),
+            ("load balancer", change_body(b"No load balancer", b"no load balancer"), ["load balancer"]),
+            ("HEAD is GET", lambda verb, target, headers, answer: (200, {}, b"") if verb == "HEAD" else answer, ["HEAD"]),
+            ("AWS's PUT works", lambda verb, target, headers, answer: (200, {}, b"token") if verb == "PUT" else answer,
+             ["PUT of another cloud"]),
+            ("no attested document", change_status(lambda verb, target, headers, answer: "/attested" in target, 404),
+             ["attested document"]),
+            ("503 for all", lambda verb, target, headers, answer: (503, {}, b""), [row.name for row in imds.CONTRACT_CHECKS]),
+        ):
+            with self.subTest(name=name):
+                found = verdicts(asker(change=change))
+                for check in checks:
+                    self.assertEqual(found[check][0], "differs", check)
+                    self.assertTrue(found[check][1])
+                if name != "503 for all":
+                    self.assertIn("holds", {verdict for verdict, _ in found.values()})
+
+    def test_values_are_never_judged(self):
+        for name, change in (
+            ("another name", lambda text: text.replace(b"avset2", b"x")), ("another place", lambda text: text.replace(b"westus", b"")),
+            ("a field that no table knows", lambda text: text.replace(b'"compute":{', b'"compute":{"aaa":"new",')),
+        ):
+            with self.subTest(name=name):
+                def changed(verb, target, headers, answer, change=change):
+                    body = change(answer[2]) if "document" not in target and answer[0] == 200 else answer[2]
+                    return answer[0], dict(answer[1], **{"content-length": str(len(body))}), body
+
+                self.assertEqual(differing(changed), set())
+
+    def test_what_can_not_be_told(self):
+        def absent(verb, target, headers, answer):
+            raise imds.Unreachable("gone")
+
+        def late(verb, target, headers):
+            if len(seen) > 5:
+                raise imds.Unreachable("gone")
+            return asker(seen=seen)(verb, target, headers)
+
+        seen = []
+        with self.assertRaises(imds.Unreachable):
+            verdicts(asker(change=absent))
+        found = verdicts(late)
+        self.assertEqual(found["headers of JSON"], ("can't tell", "gone"))
+        self.assertEqual(found["no header"][0], "holds")
+        throttled = verdicts(asker(change=lambda verb, target, headers, answer: (429, {}, b"") if "identity" in target else answer))
+        self.assertEqual((throttled["token"], throttled["no header"][0]), (("can't tell", "throttled"), "holds"))
+        old = verdicts(asker(service(versions=["2020-06-01", "2021-02-01"])))
+        self.assertEqual(old["document at 2019-06-01"], ("can't tell", "this service does not offer 2019-06-01"))
+        self.assertEqual(old["document at 2021-02-01"], ("holds", ""))
+
+    def test_lists_of_versions_that_lie(self):
+        for body in (b"", b"[]", b"5", b'{"apiVersions":5}', b'{"apiVersions":["x",5,null]}', b'{"apiVersions":{}}', b"\xff"):
+            with self.subTest(body=body):
+                found = verdicts(asker(change=lambda verb, target, headers, answer, body=body: (
+                    answer[:2] + (body,) if target == "/metadata/versions" else answer)))
+                self.assertEqual(found["no header"][0], "holds")
+
+    def test_bodies_of_any_kind(self):  # no check falls over what it gets
+        for body in (b"", b"null", b"[]", b"{}", b'"x"', b"5", b"\xff\xfe", b"[" * 100000, b'{"compute":5}', b'{"compute":{},"network":[]}',
+                     b'{"apiVersions":[{}]}', b"<html>", b'{"loadbalancer":5}', b'{"Events":5,"DocumentIncarnation":{}}'):
+            for status in (200, 400, 404, 302):
+                with self.subTest(body=body[:20], status=status):
+                    found = verdicts(lambda verb, target, headers, answer=(status, {}, body): answer)
+                    self.assertEqual(len(found), len(imds.CONTRACT_CHECKS))
+
+
+class Fast:
+    """Time for verify: its pauses pass at once, and are added up."""
+
+    def __init__(self):
+        self.ahead, self.monotonic = 0.0, time.monotonic
+
+    def sleep(self, seconds):
+        self.ahead += seconds
+
+    def now(self):
+        return self.monotonic() + self.ahead
+
+
+def verify(*arguments):
+    """The command, in this process and without its pauses: exit code, output, errors, the time."""
+    fast, out, errors = Fast(), io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    with mock.patch("time.sleep", fast.sleep), mock.patch("time.monotonic", fast.now), contextlib.redirect_stdout(out):
+        with contextlib.redirect_stderr(errors):
+            code = imds.main(["verify"] + list(arguments))
+    return code, out.buffer.getvalue().decode(), errors.getvalue(), fast
+
+
+class Command(unittest.TestCase):
+    def test_our_own_holds(self):
+        with imds.Emulator() as vm:
+            code, out, errors, fast = verify(vm.url, "--json")
+            said = json.loads(out)
+            self.assertEqual((code, errors), (0, ""))
+            self.assertEqual([each for each in said["checks"] if each["verdict"] != "holds"], [])
+            self.assertEqual(len(said["checks"]), len(imds.CONTRACT_CHECKS))
+            self.assertEqual(sorted(said["checks"][0]), ["check", "mark", "request", "verdict", "why"])
+            self.assertEqual(said["url"], vm.url)
+            self.assertEqual(sum(said["summary"][mark]["holds"] for mark in ("documented", "observed", "chosen")),
+                             len(said["checks"]))
+            self.assertGreaterEqual(len(vm.requests), len(said["checks"]))
+            self.assertGreaterEqual(fast.ahead, 0.2 * (len(vm.requests) - 1))
+
+    def test_four_a_second_at_most(self):
+        times = []
+        with imds.Emulator() as vm:
+            fast = Fast()
+            ask_once = imds.Client.ask_once
+
+            def ask(client, *arguments):
+                times.append(fast.now())
+                return ask_once(client, *arguments)
+
+            with mock.patch("time.sleep", fast.sleep), mock.patch("time.monotonic", fast.now), mock.patch.object(
+                    imds.Client, "ask_once", ask), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
+                imds.main(["verify", vm.url])
+        pauses = [later - earlier for earlier, later in zip(times, times[1:])]
+        self.assertGreaterEqual(min(pauses), 0.249)
+        self.assertGreater(len(times), 60)
+
+    def test_lines(self):
+        with imds.Emulator() as vm:
+            code, out, _, _ = verify(vm.url)
+        lines = out.splitlines()
+        self.assertEqual(lines[0], "holds       observed    no header")
+        self.assertEqual([re.sub(r"\d+", "N", line) for line in lines[-3:]], [
+            "documented  N hold, N differ, N can't be told", "observed    N hold, N differ, N can't be told",
+            "chosen      N hold, N differ, N can't be told"])
+        self.assertEqual(len(lines), len(imds.CONTRACT_CHECKS) + 3)
+        self.assertEqual(code, 0)
+
+    def test_exit_codes(self):
+        for faults, arguments, code in (
+            (["instance/compute/nonsense: 503 always"], [], 1), (["HEAD: 404 always"], [], 1),
+            (["identity/getplatformmetadata: 503 always"], [], 0), (["identity/getplatformmetadata: 503 always"], ["--strict"], 1), ([], ["--strict"], 0),
+            (["portal always"], [], 5), (["404 always"], [], 5), (["redirect always"], [], 5),
+        ):
+            with self.subTest(faults=faults, arguments=arguments), imds.Emulator(faults=faults) as vm:
+                self.assertEqual(verify(vm.url, *arguments)[0], code)
+
+    def test_what_differs_is_said(self):
+        with imds.Emulator(faults=["instance/compute/nonsense: 503 always"]) as vm:
+            code, out, errors, _ = verify(vm.url)
+        self.assertEqual((code, errors), (1, ""))
+        self.assertIn("\ndiffers     observed    unknown field: status 503, not 404\n", out)
+
+    def test_nobody_and_another(self):
+        for url, code in ((CLOSED, 3), ("nonsense", 2), ("ftp://127.0.0.1", 2)):
+            with self.subTest(url=url):
+                self.assertEqual(run("verify", url, "--timeout", "1")[0], code)
+        with Script(reply(200, b"<html>hello</html>", "text/html")) as web:
+            self.assertEqual(verify(web.url)[0], 5)
+        with Script(b"SSH-2.0-OpenSSH_9.2\r\n") as ssh:
+            self.assertEqual(verify(ssh.url)[0], 5)
+
+    def test_a_service_that_throttles(self):
+        with imds.Emulator(rate_limit=1, clock=Steps()) as vm:
+            code, out, _, _ = verify(vm.url)
+        self.assertIn("can't tell  documented", out)
+        self.assertIn("throttled", out)
+        self.assertEqual(code, 0)
