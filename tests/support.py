@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import os
 import signal
@@ -268,3 +269,48 @@ class Jump:
 
     def __call__(self, seconds):
         self.ahead += seconds
+
+
+# --- the command line, in this process
+
+def call(*arguments):
+    """Run the command line in this process; (exit code, standard output, standard error), without what children print."""
+    out, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)] if in_main else []
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            try:
+                code = imds.main(list(arguments))
+            except SystemExit as end:
+                code = end.code
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    out.flush()
+    return code, out.buffer.getvalue().decode("utf-8"), errors.getvalue()
+
+
+@contextlib.contextmanager
+def serving(*arguments):
+    """`serve --quiet` on a free port, in a thread of this process: [its Emulator], and what call() returns at the end."""
+    said, ready, over = [], threading.Event(), threading.Event()
+
+    def wait(vm, seconds=None):
+        said.append(vm)
+        ready.set()
+        over.wait(30)
+        return False
+
+    with mock.patch.object(imds.Emulator, "wait", wait):
+        thread = threading.Thread(target=lambda: said.extend(call("serve", "--port", "0", "--quiet", *arguments)) or ready.set())
+        thread.start()
+        try:
+            ready.wait(10)
+            if not said or not isinstance(said[0], imds.Emulator):
+                thread.join()
+                raise AssertionError("it does not serve: %r" % said)
+            yield said
+        finally:
+            over.set()
+            thread.join()

@@ -562,13 +562,13 @@ class Deadlines(Case):
             [chunked + b"5;"] + [b"x"] * 1000,
         ):
             with self.subTest(pieces=pieces[:2]), Script(pieces, pace=0.02) as server:
-                self.assertIsInstance(self.within(1, imds.get, "compute/name", endpoint=server.url, deadline=0.3),
+                self.assertIsInstance(self.within(1, imds.get, "compute/name", endpoint=server.url, deadline=0.15),
                                       imds.Unreachable)
 
     def test_floods(self):
         for piece in (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"):
             with Script([piece * 1000] * 100000, pace=0) as server:
-                self.within(2, imds.get, "compute/name", endpoint=server.url, deadline=0.5)
+                self.within(2, imds.get, "compute/name", endpoint=server.url, deadline=0.3)
 
     def test_a_slow_answer_is_waited_for(self):
         with Script([b"", b"", reply()], pace=0.1) as server:
@@ -607,7 +607,7 @@ class Deadlines(Case):
         over = threading.Event()
         self.addCleanup(over.set)
         with mock.patch("socket.getaddrinfo", lambda *arguments, **settings: over.wait(5) and []):
-            for settings in ({"deadline": 0.3}, {"timeout": 0.1, "deadline": 0.5}):
+            for settings in ({"deadline": 0.2}, {"timeout": 0.1, "deadline": 0.3}):
                 error = self.within(1.5, imds.get, endpoint="http://imds.example:80", **settings)
                 self.assertIsInstance(error, imds.Unreachable)
                 self.assertIn("imds.example", str(error))

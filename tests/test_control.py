@@ -236,7 +236,7 @@ class Operations(unittest.TestCase):
         status, listed = control(self.bench, "")
         self.assertEqual(status, 200)
         self.assertEqual(sorted(listed), """advance approve assert_not_requested assert_requested attested cancel events fail
-            faults freeze identities instance lint load_balancer play recover requests reset resume schedule update""".split())
+            faults freeze identities instance lint load_balancer now play recover requests reset resume schedule update""".split())
         for name, row in listed.items():
             with self.subTest(name=name):
                 method = getattr(imds.Bench, name)

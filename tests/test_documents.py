@@ -258,7 +258,7 @@ class Identities(unittest.TestCase):
             (["user:app,clientId=c"], "did you mean client_id?"), (["user:app,nonsense=c"], "key of an identity 'nonsense'"),
             (["user:app,client_id="], "clientId of an identity is empty"), (["user:app,client_id=a,client_id=b"], "twice"),
             ([{"type": "UserAssigned", "name": "x"}], "user:NAME"), ([{"type": "user"}], "user:NAME"),
-            ([{"type": "user", "client_id": "x"}], "did you mean clientId?"), ([{"type": "user", "name": 5}], "must be a string"),
+            ([{"client_id": "x", "clientId": "y"}], "given twice"), ([{"clientid": "x"}], "did you mean clientId?"), ([{}], "user:NAME"), ([{"type": "user", "name": 5}], "must be a string"),
             ([5], "an identity must be an object"), (["user:\ud800"], "JSON"), ([{"type": "user", "name": "\ud800"}], "JSON"),
             (["user:a", "user:a"], "two identities have the same name"), (["user:a", "user:A"], "the same name"),
             (["user:a,client_id=c", "user:b,client_id=C"], "the same clientId"), (["system", "system"], "one system-assigned"),
@@ -268,6 +268,10 @@ class Identities(unittest.TestCase):
             with self.subTest(specs=specs), self.assertRaises(ValueError) as caught:
                 imds.check_identities(specs)
             self.assertIn(message, str(caught.exception))
+
+    def test_a_dict_may_say_little(self):
+        self.assertEqual(imds.check_identities([{"name": "app"}, {"client_id": "c"}]),
+                         [{"name": "app", "type": "user"}, {"clientId": "c", "type": "user"}])
 
     def test_one_spec_or_several(self):
         self.assertEqual(imds.check_identities("system"), [{"type": "system"}])
@@ -410,7 +414,7 @@ class Diff(unittest.TestCase):
                                                [("a/b/1/c", 2, 3), ("a/b/2", None, 4)]),
             ({"a": [1]}, {"a": {"0": 1}}, [("a", [1], {"0": 1})]), ({"a": True}, {"a": 1}, [("a", True, 1)]),
             ({"a": "true"}, {"a": True}, [("a", "true", True)]), ([1], [2], [("0", 1, 2)]), (5, 5, []), (5, 6, [("", 5, 6)]),
-            ({"b": 1, "a": 1}, {"a": 2, "c": 3}, [("b", 1, None), ("a", 1, 2), ("c", None, 3)]),
+            ({"b": 1, "a": 1}, {"a": 2, "c": 3}, [("a", 1, 2), ("b", 1, None), ("c", None, 3)]),
         ):
             with self.subTest(before=before, after=after):
                 self.assertEqual(list(imds.diff(before, after)), found)

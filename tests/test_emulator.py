@@ -630,7 +630,7 @@ class Fairness(Case):
             before = -1
             while before != len(answered):
                 before = len(answered)
-                time.sleep(0.1)
+                time.sleep(0.05)
             self.assertLess(len(answered), 400)  # what the system keeps for sockets, and a little
             connection, = [each for each in vm._server.connections if each.unsent]
             self.assertLess(len(connection.unsent), 200000)
@@ -876,6 +876,10 @@ class Limits(Case):
             with mock.patch.object(type(server), "get_request", no_descriptor):
                 newcomer = self.connect(vm)
                 newcomer.sendall(REQUEST)
+                self.until(lambda: len(refused) == 2)
+                jump(2)  # it tries again once a second
+                used.sendall(REQUEST)
+                self.assertEqual(status(read_answer(used)), 200)
                 self.assertEqual(status(read_answer(newcomer)), 200)
                 self.assertEqual(refused[:2], [3, 2])  # one was dropped, and then there was nobody to drop
                 self.assertEqual(read_all(idle), b"")

@@ -1,12 +1,12 @@
-"""The client at 169.254.169.254 itself, in a network namespace of its own, where only the emulator is."""
+"""Rooms 8 to 10 at 169.254.169.254 itself, in a network namespace of its own, where only the emulator is."""
 
-import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
-import imds
+from tests.support import FILE
 
 SCRIPT = """
 ip link set lo up && ip addr add 169.254.169.254/32 dev lo || exit 99
@@ -21,14 +21,12 @@ wait
 
 class Namespace(unittest.TestCase):
     def test_the_very_address(self):
-        import tempfile
-
         if not (shutil.which("unshare") and shutil.which("ip")):
             self.skip("unshare and ip are needed")
         if subprocess.call(["unshare", "-n", "true"], stderr=subprocess.DEVNULL):
             self.skip("network namespaces are not allowed here")
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(["unshare", "-n", "sh", "-c", SCRIPT, sys.executable, os.path.abspath(imds.__file__)],
+            done = subprocess.run(["unshare", "-n", "sh", "-c", SCRIPT, sys.executable, FILE],
                                   cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
         if done.returncode == 99:
             self.skip("the address can't be had: %s" % done.stderr.decode().strip())
@@ -37,7 +35,3 @@ class Namespace(unittest.TestCase):
     def skip(self, reason):
         print("skipped the test at 169.254.169.254: " + reason, file=sys.stderr)
         self.skipTest(reason)
-
-
-if __name__ == "__main__":
-    unittest.main()

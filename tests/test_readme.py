@@ -1,7 +1,9 @@
-"""The README's sessions, run from top to bottom: what they print is what the README shows."""
+"""The README's sessions, run from top to bottom: what they print is what it shows. And its tables, beside the code's."""
 
 import contextlib
 import doctest
+import importlib.util
+import inspect
 import io
 import os
 import re
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 import imds
 
@@ -17,10 +20,24 @@ ROOT = os.path.dirname(os.path.abspath(imds.__file__))
 
 # What differs from run to run, and what takes its place on both sides.
 VOLATILE = (
-    (r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}", "GUID"), (r"127\.0\.0\.1:\d+", "ADDRESS"),
-    (r"\d\d/\d\d/\d\d \d\d:\d\d:\d\d", "TIME"), (r"in 14:\d\d ", "in 14:MM "), (r"in 0:\d\d ", "in 0:SS "),
-    (r"CN ?= ?", "CN="),
+    (r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}", "GUID"), (r"127\.0\.0\.1:\d\d+", "ADDRESS"),
+    (r"\d\d/\d\d/\d\d \d\d:\d\d:\d\d", "TIME"), (r"\b\d\d:\d\d:\d\d\b", "TIME"), (r"in 14:\d\d ", "in 14:MM "),
+    (r"in 0:\d\d ", "in 0:SS "), (r"\b\d+ ms\b", "N ms"), (r"(?m)^(clock +)[+-]\d+ s", r"\1N s"),
+    (r"(CMS )?Verification successful", "Verification successful"),
+    (r"\b(imds\.py|curl)/[\d.]+", r"\1/VERSION"),
 )
+# What a session needs beside bash and this Python, by what is in it.
+NEEDS = {"openssl": "openssl", "verify.sh": "openssl", "curl": "curl", "naive.sh": "curl"}
+
+
+def readme():
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        return file.read()
+
+
+def named_files(text):
+    """The blocks that are files: {name: content}."""
+    return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.M | re.S))
 
 
 def normal(text):
@@ -29,79 +46,174 @@ def normal(text):
     return text
 
 
-class Readme(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-            cls.text = file.read()
+def lay_out(folder, files):
+    """Put into a folder what a session or an example needs: imds.py, the files of the README, this Python as python3."""
+    os.makedirs(os.path.join(folder, "tests", "clients"))
+    shutil.copy(os.path.join(ROOT, "tests", "clients", "mock.py"), os.path.join(folder, "tests", "clients"))
+    with open(os.path.join(ROOT, "imds.py"), encoding="utf-8") as file:
+        source = file.read()
+    pause = "last[0] + 0.25"  # of verify, between two requests: nobody is to be spared here
+    if pause not in source:
+        raise AssertionError("verify waits in other words: %r is not in imds.py" % pause)
+    files = dict(files, **{"imds.py": source.replace(pause, "last[0]"),
+                           "python3": '#!/bin/sh\nexec "%s" "$@"\n' % sys.executable})
+    for name, content in files.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(content)
+    os.chmod(os.path.join(folder, "python3"), 0o755)
 
+
+def environment(folder, **more):
+    kept = {name: value for name, value in os.environ.items() if name not in imds.LEADING and name != "KUBERNETES_SERVICE_HOST"}
+    return dict(kept, PATH=folder + os.pathsep + os.environ["PATH"], PYTHONIOENCODING="utf-8", **more)
+
+
+def namespaces_are_allowed():
+    return bool(sys.platform == "linux" and shutil.which("unshare") and subprocess.call(
+        ["unshare", "-n" if os.getuid() == 0 else "-rn", "true"], stderr=subprocess.DEVNULL) == 0)
+
+
+def transcript(commands, files, endpoint):
+    """What a shell shows of some commands, each behind its prompt."""
+    script = "\n".join("printf '%%s\\n' %s\n%s" % ("'$ " + command.replace("'", "'\\''") + "'", command)
+                       for command in commands)
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(folder, files)
+        done = subprocess.run(["bash", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=60, env=environment(folder, AZURE_IMDS_ENDPOINT=endpoint))
+    return done.stdout.decode()
+
+
+class Sessions(unittest.TestCase):
     @unittest.skipUnless(os.name == "posix" and shutil.which("bash"), "no bash here")
     def test_sessions(self):
-        sessions = re.findall(r"^```console\n(.*?)^```$", self.text, re.M | re.S)
-        self.assertGreater(len(sessions), 8)
+        text = readme()
+        sessions = re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S)
+        self.assertGreater(len(sessions), 20)
         ran = 0
-        for session in sessions:
-            if re.search(r"^\$ (sudo|openssl)|imds serve$|unittest$", session, re.M) and not self.can_run(session):
-                continue
-            commands = re.findall(r"^\$ (.*)$", session, re.M)
-            expected = re.sub(r"^\$ .*\n", "", session, flags=re.M)
-            with self.subTest(session=session), tempfile.TemporaryDirectory() as folder:
-                shutil.copy(os.path.join(ROOT, "imds.py"), folder)
-                with open(os.path.join(folder, "python3"), "w") as file:
-                    file.write('#!/bin/sh\nexec "%s" "$@"\n' % sys.executable)
-                os.chmod(file.name, 0o755)
-                done = subprocess.run(["bash", "-m", "-c", "\n".join(commands)], cwd=folder, stdout=subprocess.PIPE,
-                                      stderr=subprocess.STDOUT, timeout=60,
-                                      env=dict(os.environ, PATH=folder + os.pathsep + os.environ["PATH"]))
-                printed = re.sub(r"^bash: .*\n", "", done.stdout.decode(), flags=re.M)
-                self.assertEqual(normal(printed), normal(expected))
+        with imds.Emulator() as vm:
+            for session in sessions:
+                commands = re.findall(r"^\$ (.*)$", session, re.M)
+                lacking = [need for word, need in NEEDS.items() if word in session and not shutil.which(need)]
+                if commands == ["python3 -m unittest"] or lacking or (
+                        "--isolated" in session and not namespaces_are_allowed()):
+                    continue
+                with self.subTest(session=session):
+                    if re.search(r"-m imds serve", commands[0]):
+                        self.serve(commands[0], session.splitlines()[1:])
+                    else:
+                        self.assertEqual(normal(transcript(commands, named_files(text), vm.url)), normal(session))
                 ran += 1
-        self.assertGreater(ran, 6)
+        self.assertGreater(ran, 15)
 
-    def can_run(self, session):
-        return "openssl" in session and shutil.which("openssl")
+    def serve(self, command, lines):
+        server = subprocess.Popen([sys.executable] + command.split()[1:] + ["--port", "0"], cwd=ROOT,
+                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            self.assertEqual([normal(server.stdout.readline().decode().strip()) for _ in lines],
+                             [normal(line) for line in lines])
+        finally:
+            server.terminate()
+            self.assertEqual(server.communicate(timeout=10)[0], b"")
 
     def test_python(self):
-        blocks = re.findall(r"^```python\n(.*?)^```$", self.text, re.M | re.S)
-        self.assertGreater(len(blocks), 5)
-        for block in blocks:
-            code = compile(block, "README.md", "exec")
-            if "import pytest" not in block:
+        blocks = re.findall(r"^```python\n(.*?)^```$", readme(), re.M | re.S)
+        self.assertGreater(len(blocks), 6)
+        with imds.Emulator() as vm, mock.patch.dict(os.environ, vm.environ):
+            for block in blocks:
+                code = compile(block, "README.md", "exec")
+                if "import pytest" in block and not importlib.util.find_spec("pytest"):
+                    continue
                 with self.subTest(block=block), contextlib.redirect_stdout(io.StringIO()):
                     names = {}
                     exec(code, names)
                     if "MyTest" in names:
-                        names["MyTest"]("test_my_agent").debug()
+                        result = unittest.TestResult()
+                        unittest.defaultTestLoader.loadTestsFromTestCase(names["MyTest"]).run(result)
+                        self.assertEqual((result.testsRun, result.failures + result.errors), (1, []))
+                    elif "pytest" not in block and "test_my_agent" in names:
+                        names["test_my_agent"]()
 
     def test_the_examples_of_docstrings(self):
-        with imds.Emulator() as vm:
-            os.environ["AZURE_IMDS_ENDPOINT"] = vm.url
-            try:
-                result = doctest.testmod(imds, extraglobs={"vm": vm, "imds": imds}, report=True)
-            finally:
-                os.environ["AZURE_IMDS_ENDPOINT"] = "http://127.0.0.1:9"
+        with imds.Emulator() as vm, mock.patch.dict(os.environ, vm.environ):
+            result = doctest.testmod(imds, extraglobs={"vm": vm, "imds": imds}, report=True)
         self.assertGreater(result.attempted, 4)
         self.assertEqual(result.failed, 0)
 
-    def test_every_command_option_and_exit_code_is_named(self):
-        import argparse
 
-        for name, (_, _, options) in imds.COMMANDS.items():
-            self.assertTrue("| `%s" % name in self.text, name)
-            parser = argparse.ArgumentParser(add_help=False)
-            for add_options in options:
-                add_options(parser)
-            for action in parser._actions:
-                for option in action.option_strings:
-                    self.assertTrue(option in self.text, option)
-        for code in re.findall(r"^  (\d)  ", imds.EXIT_CODES, re.M):
-            self.assertTrue("| %s |" % code in self.text, code)
+class Tables(unittest.TestCase):
+    """What stands in the README and in the code, too."""
+
+    def setUp(self):
+        self.text = readme()
+
+    def says(self, text, pattern=False):
+        """It stands in the README; not assertIn, which would print all of it."""
+        self.assertTrue(re.search(text if pattern else re.escape(text), self.text, re.M), "the README lacks " + text)
+
+    def test_the_first_page_is_one(self):
+        first, _, _ = self.text.partition("## The client\n")
+        self.assertLessEqual(first.count("\n"), 150)
+        for earlier, later in (("imds.get(", "-m imds get"), ("-m imds get", "def test_"), ("def test_", "-m imds serve")):
+            self.assertLess(first.index(earlier), first.index(later))
+
+    def test_every_link_leads_somewhere(self):
+        titles = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                  for title in re.findall(r"^#+ (.*)$", self.text, re.M)}
+        self.assertEqual(set(re.findall(r"\]\(#([^)]+)\)", self.text)).difference(titles), set())
+
+    def test_every_command_option_and_exit_code_is_named(self):
+        codes = set(imds.EXIT_CODES)
+        for name, row in imds.COMMANDS.items():
+            self.says(r"^\| `%s\b" % name, True)
+            codes.update(row.codes)
+            for key in row.options.split():
+                for option in imds.OPTIONS[key].get("names", [key]):
+                    if option.startswith("--"):
+                        self.says(re.escape(option) + r"\b", True)
+        meanings = re.search(r"\| exit code \| meaning \|\n(.*?)\n\n", self.text, re.S).group(1)
+        for code in codes:
+            self.assertRegex(meanings, r"(?m)^\|[^|]*(?<!\w)%s(?![\w+])[^|]*\|" % re.escape(str(code)))
 
     def test_every_public_name_is_named(self):
         for name in imds.__all__:
-            self.assertTrue(name in self.text, name)
+            self.says(r"\b%s\b" % name, True)
             self.assertTrue(getattr(imds, name).__doc__, name)
 
+    def test_every_argument_of_the_emulator_has_a_row(self):
+        table = re.search(r"\| argument \| is .*?\n\n", self.text, re.S).group(0)
+        rows = {name for row in re.findall(r"(?m)^\| (`.*?`) \|", table) for name in re.findall("`([^`]*)`", row)}
+        self.assertEqual(rows | {"among"}, set(inspect.signature(imds.Emulator).parameters))
 
-if __name__ == "__main__":
-    unittest.main()
+    def test_patience(self):
+        for name, row in imds.PATIENCE.items():
+            title = {"scheduledevents": "`scheduledevents`, the first time", "": "all others",
+                     "scheduledevents again": "`scheduledevents` again"}.get(name, "`%s`" % name)
+            self.says("| %s | %d | %d | %d | %d |\n" % ((title,) + row))
+        said = re.search(r"it is tried again, until then.*?\n\n", self.text, re.S).group(0)
+        for status in imds.RETRIED:
+            self.assertIn(str(status), said)
+
+    def test_faults_rules_flaws_and_operations(self):
+        for name, row in imds.SITUATIONS.items():
+            self.says("| `%s` | `%s` | %s |\n" % (name, row.playbook, row.text))
+        for name, row in imds.LINT.items():
+            self.says("| `%s` | %s | %s |\n" % (name, row.says, row.mark))
+        for name, wrong in imds.FLAWS.items():
+            self.says("| `%s` | %s |\n" % (name, wrong))
+        for action in list(imds.FAULT_STATUSES) + list(imds.FAULT_ANSWERS) + list(imds.FAULT_MANNERS):
+            self.says(r"^\| STEP: .*`%s" % action, True)
+        operations = self.text.partition("| operation | arguments |")[2]
+        for name in imds.OPERATIONS:
+            row = re.search(r"(?m)^\| `%s` \| (.*) \|$" % name, operations).group(1)
+            parameters = []
+            for each in list(inspect.signature(getattr(imds.Bench, name)).parameters.values())[1:]:
+                # What is handed on: how a request is to be like.
+                parameters += ["verb", "headers", "query"] if each.kind == each.VAR_KEYWORD else [each.name]
+            self.assertEqual(re.findall("`([^`]*)`", row), parameters, name)
+
+    def test_numbers(self):
+        self.says(" %d api-versions" % len(imds.VERSIONS))
+        self.says(" %d checks" % len(imds.CONTRACT_CHECKS))
+        for version in imds.UNLISTED_VERSIONS:
+            self.says(version)

@@ -1,11 +1,13 @@
-"""Real clients, unmodified, against `serve`; .ci/run installs them and runs this.
+"""Real clients, unmodified, against `serve` and under `exec --isolated`; .ci/run installs them and runs this.
 
     pip install -r tests/clients/requirements.txt
     python3 -m unittest tests/clients/sdks.py
 """
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import imds
 for variable in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET"):
     os.environ.pop(variable, None)  # they would lead a client to another service
 
+logging.disable(logging.CRITICAL)  # what a client says of refusals that a test wants
 VAULT = "https://vault.azure.net"
 
 
@@ -39,7 +42,7 @@ class Serve:
 
 def identity(spec):
     """The identity that `serve --identity SPEC` has, on the built-in VM."""
-    return imds.Service(time.time).identity(spec)
+    return imds.Service(time.time, identities=[spec]).identities()[0]
 
 
 def claims(token, server):
@@ -139,5 +142,51 @@ class Msal(unittest.TestCase):
                 self.assertIn(words, answer["error_description"])
 
 
-if __name__ == "__main__":
-    unittest.main()
+# Programs as people write them: nothing in them, and no variable, says where the service is.
+PROGRAMS = {
+    "azure-identity": """
+from azure.identity import ManagedIdentityCredential
+print(ManagedIdentityCredential().get_token("https://vault.azure.net/.default").token)
+""",
+    "msal": """
+import msal, requests
+client = msal.ManagedIdentityClient(msal.SystemAssignedManagedIdentity(), http_client=requests.Session())
+print(client.acquire_token_for_client(resource="https://vault.azure.net").get("access_token"))
+""",
+}
+
+
+def isolated(program, *options):
+    """Run a program where 169.254.169.254 is an emulator: its exit code, and what it and `exec` said."""
+    environment = {name: value for name, value in os.environ.items() if name not in imds.LEADING}
+    done = subprocess.run([sys.executable, imds.__file__, "exec", "--isolated", *options, "--", sys.executable, "-c", program],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120, env=environment)
+    return done.returncode, done.stdout.decode().strip(), done.stderr.decode()
+
+
+class Isolated(unittest.TestCase):
+    def setUp(self):
+        code, _, said = isolated("")
+        if code == 2 and "network namespace" in said:
+            self.skipTest(said.strip())
+
+    def test_no_variable_and_no_setting(self):
+        import jwt
+
+        for name, program in PROGRAMS.items():
+            with self.subTest(client=name):
+                code, token, said = isolated("import os; assert not [name for name in os.environ if name.startswith('AZURE_')]"
+                                             + program, "--identity", "user:one")
+                self.assertEqual((code, said), (0, ""))
+                self.assertEqual(jwt.decode(token, options={"verify_signature": False})["appid"],
+                                 identity("user:one")["clientId"])
+
+    def test_their_judgement_is_as_the_readme_shows(self):
+        with open(os.path.join(os.path.dirname(os.path.abspath(imds.__file__)), "README.md"), encoding="utf-8") as file:
+            text = file.read()
+        for name, program in PROGRAMS.items():
+            row = re.search(r"(?m)^\| %s [^|]*\(Python\) \|([^|]*)\|[^|]*\|([^|]*)\|$" % name, text)
+            for options, cell in (((), row.group(1)), (("--fault", "429 x2"), row.group(2))):
+                with self.subTest(client=name, options=options):
+                    said = isolated(program, "--lint", *options)[2]
+                    self.assertEqual(re.findall(r"(?m)^([\w-]+), \d+ times: ", said), re.findall("`([^`]*)`", cell), said)
