@@ -3374,8 +3374,8 @@ MAX_CHUNKS = 1024  # of a body
 MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # to pipelined requests, before others have their turn
 MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer may be given again in its moment; how many
 DRIP_TIME = 0.02  # seconds between two bytes of an answer that is to drip
-HEAD_END = re.compile(b"\r?\n\r?\n")  # a line feed will do, for requests typed by hand
-CHUNK_LINE = re.compile(b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n")
+HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
+CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 # A request's head. line: verb, target, version; headers: names in lower case, repeated ones joined by commas.
@@ -3507,13 +3507,13 @@ class Conversation:
         self._line = ""
         if chr(self._unread[0]) not in TOKEN:  # as of TLS, which waits for an answer before it sends more
             raise Rejection("malformed")
-        seen = line_end = 0
+        seen, line_end, head_end = 0, 0, re.compile(HEAD_END)
         while True:
             if not line_end:
                 line_end = self._unread.find(b"\n", seen) + 1
                 if (line_end - 1 if line_end else len(self._unread)) > MAX_LINE + 1:
                     raise Rejection("line-size")
-            found = HEAD_END.search(self._unread, max(0, seen - 3))
+            found = head_end.search(self._unread, max(0, seen - 3))
             # Without its end, of up to four bytes, a head is over the limit where it would be with it.
             if line_end and (found.start() if found else len(self._unread) - 4) - line_end > MAX_HEADERS:
                 raise Rejection("headers-size")
@@ -3552,7 +3552,7 @@ class Conversation:
         chunks, total = [], 0  # type: List[bytes], int
         while True:
             line = yield from self._read_line()
-            found = CHUNK_LINE.match(line)
+            found = re.match(CHUNK_LINE, line)
             if not found:
                 raise Rejection("malformed")
             size = int(found.group(1), 16)
@@ -4682,8 +4682,6 @@ class Client:
 
     def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
         """One request and its tries, until the patience that its target deserves ends."""
-        import random
-
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
         row, pause, silent = self._patience(target), 1.0, 0
         told: "Optional[Error]" = None  # what the service said last
@@ -4713,6 +4711,8 @@ class Client:
                     total = NOBODY
                 if silent > 1 and call.gone is None:
                     raise told or failure
+            import random
+
             left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             asked = reply.retry_after if reply is not None else 0

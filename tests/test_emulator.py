@@ -300,6 +300,22 @@ class Threads(Case):
         self.assertEqual(outcomes[0], vm)
         self.assertIn("is already started", outcomes[1])
 
+    def test_a_stop_waits_for_the_start_before_it(self):
+        make, stopped, early = imds._server_class(), threading.Event(), []
+
+        def slowly(*arguments):
+            in_thread(lambda: (vm.stop(), stopped.set()))
+            early.append(stopped.wait(0.2))
+            return make(*arguments)
+
+        vm = imds.Emulator()
+        with mock.patch.object(imds, "_server_class", lambda: slowly):
+            vm.start()
+        self.addCleanup(vm.stop)
+        self.assertTrue(stopped.wait(5))
+        self.assertEqual(early, [False])
+        self.assertRaises(RuntimeError, lambda: vm.url)
+
     def test_a_start_waits_for_the_stop_before_it(self):
         vm, held, go_on = self.start(), threading.Event(), threading.Event()
         vm = imds.Emulator(port=vm.port, log=lambda line: (held.set(), go_on.wait(5)))
@@ -323,12 +339,14 @@ class Threads(Case):
         before = leftovers()
         vm = imds.Emulator()
         with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
-            with self.assertRaises(OSError) as caught:
+            with warnings.catch_warnings(record=True) as seen, self.assertRaises(OSError) as caught:
+                warnings.simplefilter("always")
                 vm.start()
+                gc.collect()
         self.assertIn("can't start new thread", str(caught.exception))
         self.assertIsNone(caught.exception.__cause__)
         del caught
-        self.assertEqual(leftovers(), before)
+        self.assertEqual((leftovers(), seen), (before, []))
         with self.assertRaises(RuntimeError):
             vm.url  # noqa: B018
         with vm:
@@ -384,7 +402,7 @@ class Locks(Case):
     """Each lock is needed: what another thread does waits until it is free."""
 
     OPERATIONS = {
-        "advance": lambda vm: vm.advance(5), "approve": lambda vm: vm.approve(vm.one),
+        "now": lambda vm: vm.now(), "advance": lambda vm: vm.advance(5), "approve": lambda vm: vm.approve(vm.one),
         "attested": lambda vm: vm.attested("1234567890"), "cancel": lambda vm: vm.cancel(vm.other),
         "events": lambda vm: vm.events(), "fail": lambda vm: vm.fail("500"), "faults": lambda vm: vm.faults(),
         "freeze": lambda vm: vm.freeze(), "identities": lambda vm: vm.identities, "instance": lambda vm: vm.instance,
@@ -677,7 +695,7 @@ class Timers(Case):
         except BlockingIOError:
             return True
         finally:
-            client.settimeout(10)
+            client.settimeout(2)  # what is due comes at once
 
     def test_an_idle_connection_has_two_minutes(self):
         idle, used = self.connect(self.vm), self.connect(self.vm)

@@ -139,6 +139,7 @@ class Conversation(unittest.TestCase):
                 self.assertEqual(status(reply), expected)
                 self.assertEqual(talk.ending, ending)
                 self.assertEqual(b"Connection: close\r\n" in reply, bool(ending))
+                self.assertEqual(b"Connection: keep-alive\r\n" in reply, b"HTTP/1.0" in sent and status(reply) == 200 and not ending)
                 self.assertNotIn(b"Error response", reply)
                 self.assertEqual(in_pieces(sent, [997]), (reply, ending))
 
@@ -222,7 +223,7 @@ class Conversation(unittest.TestCase):
         for more, continued in ((b"Content-Length: 3\r\n", True), (b"Content-Length: 0\r\n", False)):
             talk = conversation()
             sent = answers(talk, POST + more + b"Expect: 100-Continue\r\n\r\n")
-            self.assertEqual(sent == b"HTTP/1.1 100 Continue\r\n\r\n", continued)
+            self.assertEqual(b"100 Continue" in sent, continued)
         talk = conversation()
         self.assertEqual(answers(talk, POST + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n"),
                          b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -292,7 +293,7 @@ class Pipelines(unittest.TestCase):
             self.assertEqual(reply.count(b"Connection: close"), 1)
             self.assertEqual((talk.ending, talk.pending, talk.in_request), ("close", False, False))
             before = len(of.journal)
-            self.assertEqual((answers(talk, REQUEST), len(of.journal)), (b"", before))
+            self.assertEqual((answers(talk, REQUEST), len(of.journal), len(talk._unread)), (b"", before, 0))
 
     def test_what_a_waiting_client_says_is_bounded(self):
         talk = conversation()
