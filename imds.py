@@ -6134,39 +6134,24 @@ or give the address to this machine with 'sudo ip addr add 169.254.169.254/32 de
 def isolate() -> None:
     """Go on in a network namespace of our own, in which there is nothing but 169.254.169.254 and loopback.
 
-    Without root that takes a user namespace, too. Where os.unshare is missing (before Python 3.12), unshare of
-    util-linux runs this program again. A namespace is known to be our own by an id other than before, and is never
-    taken for that while it has any interface but loopback.
+    Without root that takes a user namespace, too, in which we are root. A namespace is known to be our own by an id
+    other than before, and is never taken for that while it has any interface but loopback.
     """
-    import subprocess
-
-    here, before = _namespace(), os.environ.pop("IMDS_ISOLATED_FROM", None)
-    if here is None:
-        raise ValueError("--isolated needs Linux, for its network namespaces")
+    before, user, group = _namespace(), getattr(os, "getuid", int)(), getattr(os, "getgid", int)()
     if before is None:
-        user = os.getuid()
-        if hasattr(os, "unshare"):
-            try:
-                os.unshare(0x40000000 | (0x10000000 if user else 0))  # CLONE_NEWNET, CLONE_NEWUSER
-                if user:
-                    _map_to_root(user, os.getgid())
-            except OSError as error:
-                raise ValueError(FORBIDDEN % error.strerror) from None
-        else:
-            command = ["unshare", "-n" if user == 0 else "-rn"]
-            try:
-                trial = subprocess.run(command + ["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                why = "" if trial.returncode == 0 else one_line(trial.stderr.decode("utf-8", "replace"))
-            except OSError as error:
-                why = "unshare: %s" % error.strerror
-            if why:
-                raise ValueError(FORBIDDEN % why)
-            environment = dict(os.environ, IMDS_ISOLATED_FROM=here)
-            os.execvpe("unshare", command + [sys.executable, os.path.abspath(__file__)] + sys.argv[1:], environment)
-        before, here = here, _namespace()
-    with open("/proc/self/net/dev", encoding="ascii") as file:
-        interfaces = [line.partition(":")[0].strip() for line in file if ":" in line]
-    if before == here or interfaces != ["lo"]:
+        raise ValueError("--isolated needs Linux, for its network namespaces")
+    new_network, new_user = 0x40000000, 0x10000000
+    try:
+        _unshare(new_network | (new_user if user else 0))
+        if user:
+            for name, text in (("setgroups", "deny"), ("uid_map", "0 %d 1" % user), ("gid_map", "0 %d 1" % group)):
+                with open("/proc/self/" + name, "w") as file:
+                    file.write(text)
+    except OSError as error:
+        raise ValueError(FORBIDDEN % error.strerror) from None
+    with open("/proc/self/net/dev", encoding="ascii") as lines:
+        interfaces = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    if _namespace() == before or interfaces != ["lo"]:
         raise ValueError("this is no network namespace of its own: nothing is run in it")
     _bring_up(DEFAULT_ENDPOINT.partition("://")[2])
 
@@ -6178,10 +6163,15 @@ def _namespace() -> "Optional[str]":
         return None
 
 
-def _map_to_root(user: int, group: int) -> None:
-    for name, text in (("setgroups", "deny"), ("uid_map", "0 %d 1" % user), ("gid_map", "0 %d 1" % group)):
-        with open("/proc/self/" + name, "w") as file:
-            file.write(text)
+def _unshare(flags: int) -> None:
+    """os.unshare, which Python has from 3.12 on."""
+    if hasattr(os, "unshare"):
+        os.unshare(flags)
+        return
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).unshare(flags):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _bring_up(address: str) -> None:

@@ -914,11 +914,12 @@ class Limits(Case):
         script = ("import selectors, sys; selectors.DefaultSelector = selectors.SelectSelector; sys.path.insert(0, %r);"
                   " import imds; imds.main(['serve', '--port', '0', '--quiet'])" % os.path.dirname(FILE))
         process, url = self.serve([sys.executable, "-W", "error", "-c", script])
-        clients = self.connect_all(url, 600)
-        for client in clients[:20]:
+        busy = self.connect_all(url, 20)
+        for client in busy:
             client.sendall(REQUEST[:-2])
+        clients = self.connect_all(url, 580)
         self.assertEqual(imds.get("compute/name", endpoint=url, timeout=5, deadline=10), "avset2")
-        for client in clients[:20]:
+        for client in busy:
             client.sendall(REQUEST[-2:])
             self.assertEqual(status(read_answer(client)), 200)
         clients[-1].sendall(REQUEST)
