@@ -3764,23 +3764,23 @@ def _server_class() -> "Any":
             self.selector.close()
 
         def accept(self) -> None:
-            while True:
-                if len(self.connections) >= self.most and not self.make_room():
-                    return
-                try:
-                    client, address = self.get_request()
-                except OSError as error:
-                    if error.errno in (errno.EMFILE, errno.ENFILE):
-                        self.make_room()
-                    return
-                try:
-                    client.setblocking(False)
-                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    connection = _Connection(client, Conversation(self.bench, address[0]), time.monotonic())
-                    self.selector.register(client, READ, connection)
-                    self.connections.add(connection)
-                except (OSError, ValueError):  # gone already, which macOS says here
-                    client.close()
+            """Take one newcomer; where there are more, the selector says so again."""
+            if len(self.connections) >= self.most and not self.make_room():
+                return
+            try:
+                client, address = self.get_request()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self.make_room()
+                return
+            try:
+                client.setblocking(False)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
+                self.selector.register(client, READ, connection)
+                self.connections.add(connection)
+            except (OSError, ValueError):  # gone already, which macOS says here
+                client.close()
 
         def make_room(self) -> bool:
             """Drop the longest idle connection; where there is none, let the newcomers wait."""

@@ -1,0 +1,444 @@
+"""Rooms 9 and 10: watching scheduled events, in a program and by `events --watch` with its handlers."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import imds
+from tests.support import FILE, HTML, Patient, Script, reply
+
+EVENT = ('{"EventId":"%s","EventStatus":"%s","EventType":"Reboot","ResourceType":"VirtualMachine","Resources":["avset2"],'
+         '"NotBefore":"%s","Description":"%s","EventSource":"Platform","DurationInSeconds":-1}')
+NOT_BEFORE = "Tue, 24 Nov 2099 18:00:00 GMT"
+# The command line, but with less time between two looks, and less grace for a handler.
+SCRIPT = ("import sys; sys.path.insert(0, %r); import imds; imds.RATE_LIMIT, imds.GRACE, imds.NOBODY = 100, 0.3, 0.3;"
+          " imds.main()"
+          % os.path.dirname(FILE))
+
+
+def event(event_id="E1", status="Scheduled", not_before=NOT_BEFORE, description=""):
+    return EVENT % (event_id, status, "" if status == "Started" else not_before, description)
+
+
+def listed(*events, incarnation=1):
+    """An answer with a list of events."""
+    return reply(200, ('{"DocumentIncarnation":%d,"Events":[%s]}' % (incarnation, ",".join(events))).encode())
+
+
+class Program(unittest.TestCase):
+    """imds.watch_events, with a clock that only its pauses move."""
+
+    def setUp(self):
+        self.patient, self.said = Patient(), io.StringIO()
+
+    def changes(self, url, count, patient=None, **settings):
+        """The next so many lists, or the Error instead."""
+        interval = settings.pop("interval", 1)
+        lists = []
+        with contextlib.redirect_stderr(self.said):
+            try:
+                for document in (patient or self.patient).client(url, **settings).watch_events(interval=interval):
+                    lists.append(document)
+                    if len(lists) == count:
+                        break
+            except imds.Error as error:
+                lists.append(error)
+        return lists
+
+    def lines(self):
+        return self.said.getvalue().splitlines()
+
+    def test_it_yields_each_incarnation_once(self):
+        with imds.Emulator() as vm:
+            changes = self.patient.client(vm.url).watch_events(interval=0)
+            self.assertEqual(next(changes)["Events"], [])
+            vm.schedule("Reboot")
+            self.assertEqual(len(next(changes)["Events"]), 1)
+            vm.clock.advance(900)
+            self.assertEqual(next(changes)["Events"][0]["EventStatus"], "Started")
+            self.assertTrue(all(pause >= 0.2 for pause in self.patient.pauses))  # 5 requests a second at most
+
+    def test_it_passes_over_what_is_the_same(self):
+        same, other = listed(), listed(incarnation=2)
+        with Script(same, same, same, other) as server:
+            lists = self.changes(server.url, 2)
+            self.assertEqual([document["DocumentIncarnation"] for document in lists], [1, 2])
+            self.assertEqual(len(server.requests), 4)
+        self.assertEqual(self.patient.pauses, [1, 1, 1])
+
+    def test_its_interval(self):
+        with imds.Emulator() as vm:
+            for settings, expected in (({}, 1), ({"interval": 7}, 7), ({"interval": 0}, 0.2), ({"interval": 0.1}, 0.2)):
+                patient = Patient()
+                changes = patient.client(vm.url).watch_events(**settings)
+                next(changes)
+                vm.schedule("Reboot")
+                next(changes)
+                self.assertEqual(patient.pauses, [expected])
+
+    def test_what_passes(self):
+        cut = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n"
+        for passing, word in (
+            ([reply(200, b"<html>Log in</html>", HTML)], "an HTML page"), ([reply(200, b"{")], "broken JSON"),
+            ([reply(200, b"[]")], "JSON of another shape"), ([reply(302, b"")], "a redirect"), ([b"SSH-2.0-x\r\n"], "not HTTP"),
+            ([reply(400, b"{}")], "answered 400"), ([reply(404, b"{}")] * 2, "answered 404"),
+            ([reply(500, b"")] * 3, None), ([reply(429, b"")], None), ([reply(410, b"")] * 5, None), ([None] * 3, None),
+            ([cut], None), ([listed("[]", event("E2"), incarnation=5)], "an event that can't be read"),
+        ):
+            with self.subTest(passing=passing[0] and passing[0][:60]):
+                self.setUp()
+                with Script(listed(), *passing + [listed(event(), incarnation=9)]) as server:
+                    lists = self.changes(server.url, 3 if b"E2" in (passing[0] or b"") else 2)
+                self.assertEqual([document["DocumentIncarnation"] for document in (lists[0], lists[-1])], [1, 9])
+                self.assertEqual(len(self.lines()), 1 if word else 0, self.lines())
+                for line in self.lines():
+                    self.assertIn(word, line)
+                    self.assertTrue(line.startswith("imds: ") and line.endswith("; watching goes on"), line)
+
+    def test_good_events_among_odd_ones(self):
+        odd = [event("E2", not_before="soon"), event("E3", not_before="99999-01-01T00:00:00Z"),
+               event("E4", description="\\ud800"), event("E5").replace('["avset2"]', '"avset2"'), '{"EventId":[]}']
+        for each in odd:
+            with Script(listed(event("E1"), each, event("E9"))) as server:
+                document, = self.changes(server.url, 1)
+            self.assertEqual([shown["EventId"] for shown in document["Events"]], ["E1", "E9"])
+
+    def test_it_says_so_once(self):
+        bad = reply(200, b"{")
+        with Script(listed(), bad, bad, bad, listed(), bad, listed(incarnation=2)) as server:
+            self.changes(server.url, 2)
+        self.assertEqual(len(self.lines()), 2)  # again after it was well again
+
+    def test_a_service_that_comes_back(self):
+        vm = imds.Emulator().start()
+        url, port = vm.url, vm.port
+        vm.stop()
+        vm = imds.Emulator(port=port)
+
+        class Back(Patient):
+            def sleep(self, seconds):
+                super().sleep(seconds)
+                if self.now > 15 and not started:
+                    started.append(vm.start())
+
+        started = []
+        vm.schedule("Reboot")
+        document, = self.changes(url, 1, Back())
+        vm.stop()
+        self.assertEqual(len(document["Events"]), 1)
+        self.assertEqual(len(self.lines()), 1)
+        self.assertIn("nobody answers", self.lines()[0])
+
+    def test_when_it_ends(self):
+        for bad, least, most, kind, settings in (
+            (reply(500, b""), 20, 42, imds.Unavailable, {}), (reply(200, b"{"), 20, 30, imds.NotIMDS, {}),
+            (None, 20, 42, imds.Unreachable, {}), (reply(410, b""), 70, 142, imds.Unavailable, {}),
+            (reply(400, b"{}"), 20, 30, imds.Refused, {}), (reply(200, b"{"), 5, 7, imds.NotIMDS, {"deadline": 5}),
+        ):
+            with self.subTest(bad=bad and bad[:60]):
+                patient = Patient()
+                with Script(listed(), bad) as server:
+                    lists = self.changes(server.url, 99, patient, **settings)
+                self.assertEqual([type(each) for each in lists], [dict, kind])
+                self.assertTrue(least <= patient.now <= most, patient.now)
+
+    def test_a_first_list_may_take_longer(self):
+        patient = Patient()
+        with Script(lambda request: listed() if patient.now > 100 else reply(500, b"")) as server:
+            self.assertEqual(len(self.changes(server.url, 1, patient)), 1)
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        if os.name != "posix":
+            self.skipTest("signals of POSIX")
+
+    def watch(self, url, *arguments, **settings):
+        """An `events --watch` process."""
+        command = settings.pop("command", [sys.executable, "-W", "error", "-c", SCRIPT])
+        process = subprocess.Popen(
+            command + ["events", "--watch", "--interval", "0.05", "--endpoint", url] + list(arguments),
+            stdout=settings.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE, **settings)
+        self.addCleanup(lambda: process.returncode is None and process.communicate())
+        self.addCleanup(lambda: process.returncode is None and process.kill())
+        return process
+
+    def end(self, process, number=signal.SIGINT, code=130):
+        """The rest of what it prints, and its standard error."""
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=10)
+        self.assertEqual(process.returncode, code, errors)
+        self.assertNotIn(b"Traceback", errors)
+        return (out or b"").decode(), errors.decode()
+
+    def until(self, condition, seconds=8):
+        end = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), end, "it never came")
+            time.sleep(0.01)
+
+    def looks(self, vm, count):
+        """Let it look so many times more."""
+        before = vm.requests[-1].number if vm.requests else 0
+        self.until(lambda: len(vm.requests) and vm.requests[-1].number >= before + count)
+
+
+class Lines(Case):
+    def test_what_comes_and_goes(self):
+        with imds.Emulator() as vm:
+            process = self.watch(vm.url)
+            self.assertEqual(process.stderr.readline(), b"imds: no scheduled events yet\n")
+            event_id = vm.schedule("Reboot")
+            self.assertRegex(process.stdout.readline().decode(), r"^Scheduled +Reboot +in 1[45]:\d\d +" + event_id)
+            vm.clock.advance(900)
+            self.assertRegex(process.stdout.readline().decode(), "^Started +Reboot +" + event_id)
+            vm.clock.advance(600)
+            self.assertRegex(process.stdout.readline().decode(), "^Gone +Reboot +" + event_id)
+            self.assertEqual(self.end(process), ("", ""))
+
+    def test_with_a_parent_that_ignores_interrupts(self):
+        with imds.Emulator() as vm:
+            command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", SCRIPT]
+            process = self.watch(vm.url, command=command)
+            process.stderr.readline()
+            self.end(process)
+
+    def test_as_json(self):
+        with imds.Emulator() as vm:
+            process = self.watch(vm.url, "--json")
+            self.assertEqual(json.loads(process.stdout.readline().decode())["Events"], [])
+            vm.schedule("Reboot")
+            self.assertEqual(len(json.loads(process.stdout.readline().decode())["Events"]), 1)
+            self.looks(vm, 3)
+            self.assertEqual(self.end(process), ("", ""))
+
+    def test_no_terminal_obeys_them(self):
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot", resources=["a\x1b[2J"], description="\x1b[31mboo\x07")
+            process = self.watch(vm.url)
+            self.assertTrue(process.stdout.readline().endswith(b"  a?[2J  ?[31mboo?\n"))
+            self.end(process)
+
+    def test_half_a_character_and_much_text(self):
+        with Script(lambda request: reply() if "/instance" in request else listed(
+                event("E1", description="\\ud800"), event("E2", description="x" * 300000))) as server:
+            process = self.watch(server.url, "--exec", "true")
+            self.assertIn(b"E2", process.stdout.readline())
+            self.until(lambda: any(request.startswith("POST") for request in server.requests))
+            self.end(process)
+
+    def test_a_reader_that_has_enough(self):
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot")
+            process = self.watch(vm.url)
+            process.stdout.readline()
+            process.stdout.close()
+            self.assertEqual(process.wait(5), 0)
+            self.assertEqual(process.stderr.read(), b"")
+            process.stderr.close()
+
+    def test_on_a_terminal(self):
+        try:
+            import pty
+        except ImportError:
+            self.skipTest("no pseudo-terminals here")
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        with imds.Emulator() as vm:
+            event_id = vm.schedule("Reboot", description="x" * 100)
+            process = self.watch(vm.url, stdout=theirs, env=dict(os.environ, COLUMNS="60"))
+            os.close(theirs)
+            seen = b""
+            while seen.count(b"\r\x1b[K") < 3:
+                seen += os.read(ours, 10000)
+            self.end(process)
+        lines = [line for line in re.split("\r\x1b\\[K|\r\n", seen.decode()) if line]
+        self.assertTrue(lines[0].startswith("Scheduled  Reboot"), lines)
+        self.assertRegex(lines[1], r"^Reboot of avset2 in 1[45]:\d\d$")
+        self.assertIn(event_id[:8], lines[0])
+        self.assertLess(max(map(len, lines)), 60)
+
+    def test_how_often_it_looks(self):
+        with imds.Emulator() as vm:
+            process = self.watch(vm.url, command=[sys.executable, FILE])
+            self.looks(vm, 2)
+            self.end(process)
+            times = [each.time for each in vm.requests]
+        self.assertGreater(min(after - before for before, after in zip(times, times[1:])), 0.39)
+
+
+class Handlers(Case):
+    def setUp(self):
+        super().setUp()
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def read(self, name):
+        try:
+            with open(self.path(name)) as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def statuses(self, vm):
+        return [each["EventStatus"] for each in vm.events()["Events"]]
+
+    def test_watch_and_run(self):
+        with imds.Emulator() as vm:
+            good, bad, other = vm.schedule("Reboot"), vm.schedule("Freeze"), vm.schedule("Redeploy", resources=["other"])
+            command = 'echo "$EVENT_ID $EVENT_STATUS $EVENT_RESOURCES" >>%s; test $EVENT_TYPE = Reboot' % self.path("marks")
+            process = self.watch(vm.url, "--exec", command)
+            self.until(lambda: self.statuses(vm)[0] == "Started")
+            self.looks(vm, 5)  # at which none is run again
+            self.assertEqual(self.statuses(vm), ["Started", "Scheduled", "Scheduled"])
+            out, errors = self.end(process)
+            self.assertRegex(errors, "ended with 1; event %s is not approved" % bad)
+        lines = sorted(self.read("marks").splitlines())
+        self.assertEqual(lines, sorted("%s Scheduled avset2" % event_id for event_id in (good, bad)))
+        self.assertNotIn(other, "".join(lines))
+        self.assertEqual(out.count("\n"), 4)
+        self.assertEqual(len([each for each in vm.requests if each.request.verb == "POST"]), 1)
+
+    def test_what_a_handler_is_told(self):
+        with imds.Emulator() as vm:
+            event_id = vm.schedule("Reboot", resources=["avset2", "b b"], duration=7, source="User", description='x "$y"\0z')
+            not_before = vm.events()["Events"][0]["NotBefore"]
+            process = self.watch(vm.url, "--exec", "env -0 >%s" % self.path("env"))
+            self.until(lambda: self.statuses(vm) == ["Started"])
+            self.end(process)
+        told = dict(pair.partition("=")[::2] for pair in self.read("env").split("\0"))
+        self.assertEqual({name: value for name, value in told.items() if name.startswith("EVENT_")}, {
+            "EVENT_ID": event_id, "EVENT_STATUS": "Scheduled", "EVENT_TYPE": "Reboot", "EVENT_RESOURCES": "avset2 b b",
+            "EVENT_NOT_BEFORE": not_before, "EVENT_DESCRIPTION": 'x "$y"z', "EVENT_SOURCE": "User", "EVENT_DURATION": "7"})
+
+    def test_resources_that_are_no_list(self):
+        with Script(lambda request: reply() if "/instance" in request else listed(
+                event("E1").replace('["avset2"]', '"avset2 and others"'), event("E2"))) as server:
+            process = self.watch(server.url, "--exec", "echo $EVENT_ID >>%s; false" % self.path("marks"))
+            self.until(lambda: self.read("marks"))
+            before = len(server.requests)
+            self.until(lambda: len(server.requests) > before + 3)
+            self.end(process)
+        self.assertEqual(self.read("marks"), "E2\n")
+
+    def test_the_end_of_a_handler(self):
+        obeys = 'trap "echo termed >>%s; exit 3" TERM; echo $$ >>%s; while :; do sleep 0.05; done'
+        ignores = 'trap "" TERM INT; : %s; echo $$ >>%s; while :; do sleep 0.05; done'
+        rows = [(number, script, termed) for number in (signal.SIGTERM, signal.SIGINT)
+                for script, termed in ((obeys, "termed\n"), (ignores, ""))]
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot")
+            processes = [self.watch(vm.url, "--exec", script % (self.path("termed%d" % at), self.path("pid%d" % at)))
+                         for at, (_, script, _) in enumerate(rows)]
+            for at, (number, _, termed) in enumerate(rows):
+                with self.subTest(number=number, termed=termed):
+                    self.until(lambda: self.read("pid%d" % at))  # noqa: B023
+                    begun = time.monotonic()
+                    errors = self.end(processes[at], number)[1]
+                    self.assertLess(time.monotonic() - begun, 3)
+                    self.assertIn("is not approved", errors)
+                    self.assertEqual(self.read("termed%d" % at), termed)
+                    with self.assertRaises(ProcessLookupError):
+                        os.kill(int(self.read("pid%d" % at)), 0)
+            self.assertEqual(self.statuses(vm), ["Scheduled"])
+
+    def test_one_that_hangs_while_the_service_is_gone(self):
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot")
+            hangs = 'trap "" TERM; echo $$ >%s; while :; do sleep 0.05; done' % self.path("pid")
+            process = self.watch(vm.url, "--timeout", "0.4", "--exec", hangs)
+            self.until(lambda: self.read("pid"))
+        errors = process.communicate(timeout=10)[1].decode()
+        self.assertEqual(process.returncode, 3)
+        self.assertEqual((errors.count("watching goes on"), "Traceback" in errors), (1, False), errors)
+        with self.assertRaises(ProcessLookupError):
+            os.kill(int(self.read("pid")), 0)
+
+    def test_an_approval_is_kept_while_the_service_is_away(self):
+        with imds.Emulator() as vm:
+            port = vm.port
+        vm = imds.Emulator(port=port).start()
+        vm.schedule("Reboot")
+        waits = "touch %s; while [ ! -e %s ]; do sleep 0.02; done" % (self.path("begun"), self.path("go"))
+        process = self.watch(vm.url, "--exec", waits)
+        self.until(lambda: os.path.exists(self.path("begun")))
+        vm.stop()
+        open(self.path("go"), "w").close()
+        lines = []
+        while not any("will be sent again" in line for line in lines):
+            lines.append(process.stderr.readline().decode())
+            self.assertTrue(lines[-1], lines)
+        vm.start()
+        self.addCleanup(vm.stop)
+        self.until(lambda: self.statuses(vm) == ["Started"])
+        lines += self.end(process)[1].splitlines()
+        self.assertEqual(len([line for line in lines if "will be sent again" in line]), 1, lines)
+
+    def test_of_a_batch_one_is_refused(self):
+        posts = []
+
+        def answer(request):
+            if request.startswith("POST"):
+                body = request.partition("\r\n\r\n")[2]
+                posts.append([each["EventId"] for each in json.loads(body)["StartRequests"]])
+                return reply(400, b'{ "error": "Bad request" }') if "E2" in posts[-1] else reply(200, b"")
+            return reply() if "/instance" in request else listed(event("E1"), event("E2"), event("E3"))
+
+        with Post(answer) as server:
+            waits = "touch %s/$EVENT_ID; while [ ! -e %s ]; do sleep 0.02; done" % (self.folder, self.path("go"))
+            process = self.watch(server.url, "--exec", waits)
+            self.until(lambda: len(os.listdir(self.folder)) == 3)
+            process.send_signal(signal.SIGSTOP)  # so that it sees all of them end at once
+            open(self.path("go"), "w").close()
+            time.sleep(0.3)
+            process.send_signal(signal.SIGCONT)
+            self.until(lambda: len(posts) >= 4)
+            before = len(server.requests)
+            self.until(lambda: len(server.requests) > before + 4)
+            errors = self.end(process)[1]
+        self.assertEqual(posts[0], ["E1", "E2", "E3"])
+        self.assertEqual(sorted(posts[1:]), [["E1"], ["E2"], ["E3"]])
+        self.assertEqual(len(errors.splitlines()), 1, errors)
+        self.assertIn("answered 400", errors)
+
+    def test_an_event_that_is_gone_needs_no_approval(self):
+        with imds.Emulator() as vm:
+            event_id = vm.schedule("Reboot")
+            waits = "touch %s; while [ ! -e %s ]; do sleep 0.02; done" % (self.path("begun"), self.path("go"))
+            process = self.watch(vm.url, "--exec", waits)
+            self.until(lambda: os.path.exists(self.path("begun")))
+            vm.cancel(event_id)
+            self.looks(vm, 2)
+            open(self.path("go"), "w").close()
+            self.looks(vm, 4)
+            self.assertEqual(self.end(process)[1], "")
+            self.assertEqual([each for each in vm.requests if each.request.verb == "POST"], [])
+
+
+class Post(Script):
+    """A Script whose functions see the body of a request, too."""
+
+    def answer(self, client):
+        request = b""
+        while b"\r\n\r\n" not in request:
+            chunk = client.recv(65536)
+            if not chunk:
+                return
+            request += chunk
+        length = re.search(rb"(?i)content-length: (\d+)", request)
+        while length and len(request.partition(b"\r\n\r\n")[2]) < int(length.group(1)):
+            request += client.recv(65536)
+        self.requests.append(request.decode())
+        client.sendall(self.answers[0](self.requests[-1]))
