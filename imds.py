@@ -90,11 +90,11 @@ VERSIONS = {
     "2019-03-11": "compute{resourceId:id}",
     "2019-04-30": "",
     "2019-06-01": "compute{storageProfile{"
-                  "dataDisks[{caching:word createOption:word diskSizeGB:word image{uri:url} lun:word"
+                  "dataDisks[{caching:word createOption:word diskSizeGB:count image{uri:url} lun:word"
                   " managedDisk{id:id storageAccountType:word} name:name vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}]"
                   " imageReference{id:id offer:image publisher:image sku:image version:image}"
-                  " osDisk{caching:word createOption:word diskSizeGB:word encryptionSettings{enabled:word=false}"
+                  " osDisk{caching:word createOption:word diskSizeGB:count encryptionSettings{enabled:word=false}"
                   " image{uri:url} managedDisk{id:id storageAccountType:word} name:name osType:word vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}}}",
     "2019-06-04": "compute{tagsList[{name:tag value:value}]}",
@@ -108,10 +108,10 @@ VERSIONS = {
     "2020-10-01": "compute{osProfile{disablePasswordAuthentication:word}}",
     "2020-12-01": "compute{evictionPolicy:word priority:word}",
     "2021-01-01": "compute{userData:data}",
-    "2021-02-01": "compute{storageProfile{resourceDisk{size:word=0}}}",
+    "2021-02-01": "compute{storageProfile{resourceDisk{size:count=0}}}",
     "2021-03-01": "compute{extendedLocation{name:name type:word} virtualMachineScaleSet{id:id}}",
-    "2021-05-01": "compute{storageProfile{dataDisks[{bytesPerSecondThrottle:word diskCapacityBytes:word"
-                  " isSharedDisk:word=false isUltraDisk:word=false opsPerSecondThrottle:word}]}}",
+    "2021-05-01": "compute{storageProfile{dataDisks[{bytesPerSecondThrottle:count diskCapacityBytes:count"
+                  " isSharedDisk:word=false isUltraDisk:word=false opsPerSecondThrottle:count}]}}",
     "2021-08-01": "extended{compute{hasCustomData:bool ppsType:word}}",
     "2021-10-01": "compute{platformSubFaultDomain:word}",
     "2021-11-01": "compute{additionalCapabilities{hibernationEnabled:word=false}"
@@ -169,6 +169,8 @@ ENDPOINTS = {
     "versions": Endpoint(("GET",), None, "api_versions"),
 }
 
+COMPONENTS = ("attested", "identity", "instance", "loadbalancer", "scheduledevents", "versions")  # how these begin
+
 # Scheduled events have versions of their own. A field of an event, in the order of the wire: the version that
 # added it, its type and its value where a document has none, how it is redacted, and the end of the name of the
 # variable in which a handler gets it.
@@ -184,7 +186,7 @@ EVENT_FIELDS = {
     "NotBefore": EventField("2017-03-01", str, "", "time", "NOT_BEFORE"),
     "Description": EventField("2019-04-01", str, "", "description", "DESCRIPTION"),
     "EventSource": EventField("2019-08-01", str, "Platform", "word", "SOURCE"),
-    "DurationInSeconds": EventField("2020-07-01", int, -1, "word", "DURATION"),
+    "DurationInSeconds": EventField("2020-07-01", int, -1, "count", "DURATION"),
 }
 
 # EventType: the version that knows it; seconds of notice; DurationInSeconds (-1: unknown); seconds for
@@ -253,11 +255,11 @@ LOAD_BALANCER = {
 # document is never redacted but left out, for its signature would not survive.
 PARTS = {
     "instance": "",
-    "scheduledevents": "DocumentIncarnation:word Events[{%s}]" % " ".join(
+    "scheduledevents": "DocumentIncarnation:count Events[{%s}]" % " ".join(
         "%s:%s" % (name, field.redaction) for name, field in EVENT_FIELDS.items()),
     "identity": "tenantId:guid identities[{type:word name:name clientId:guid objectId:guid resourceId:id}]",
     "loadbalancer": "loadbalancer{publicIpAddresses[{frontendIpAddress:address privateIpAddress:address}]"
-                    " inboundRules[{frontendIpAddress:address protocol:word frontendPort:word backendPort:word"
+                    " inboundRules[{frontendIpAddress:address protocol:word frontendPort:count backendPort:count"
                     " privateIpAddress:address}]"
                     " outboundRules[{frontendIpAddress:address privateIpAddress:address}]}",
     "attested": "",
@@ -829,8 +831,9 @@ def known(name: "Any", names: "Iterable[str]", kind: str) -> str:
     if isinstance(name, str) and name in names:
         return name
     nearest = nearest_of(str(name), names, 0.5)
+    listed = names if len(names) <= 24 else names[:3] + ["..."] + names[-3:]
     raise ValueError("there is no %s %r; %s" % (
-        kind, name, "did you mean %s?" % nearest if nearest else "there are " + ", ".join(names)))
+        kind, name, "did you mean %s?" % nearest if nearest else "there are " + ", ".join(listed)))
 
 
 LAST_TIME = 253402300799  # the end of the year 9999, which is all that the service's forms of a time can say
@@ -1345,7 +1348,7 @@ class _Redactor:
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node == "true"
-        if kind == "word" and isinstance(node, int):  # a number that the platform made
+        if kind in ("word", "count") and isinstance(node, int):  # a number that the platform made
             return node
         if not isinstance(node, str):
             return int(self.number("number", str(node), "%d"))
@@ -1360,7 +1363,10 @@ class _Redactor:
         return (form or kind + "%d") % numbers.setdefault(value, len(numbers) + 1)
 
     def word(self, value: str) -> str:
-        return value if value.lower() in PUBLIC_WORDS or re.match(r"\d{1,20}\Z", value) else self.value(value)
+        return value if value.lower() in PUBLIC_WORDS or re.match(r"\d{1,3}\Z", value) else self.value(value)
+
+    def count(self, value: str) -> str:
+        return value if re.match(r"-?\d{1,15}\Z", value) else self.value(value)
 
     def value(self, value: str) -> str:
         return self.number("value", value)
@@ -1509,13 +1515,10 @@ class _Redactor:
         return str(self._networks[network][number % network.num_addresses])
 
 
+# The kinds of fields by their names, besides `image` and `bool`, which need more than the value.
 KINDS: "Dict[str, Callable[[_Redactor, str], str]]" = {
-    "address": _Redactor.address, "data": _Redactor.data, "description": _Redactor.description,
-    "file": _Redactor.file, "guid": _Redactor.guid, "id": _Redactor.id, "key": _Redactor.key, "mac": _Redactor.mac,
-    "name": _Redactor.name, "region": _Redactor.region, "size": _Redactor.size, "subnet": _Redactor.subnet,
-    "tag": _Redactor.tag, "tags": _Redactor.tags, "time": _Redactor.time, "url": _Redactor.url,
-    "value": _Redactor.value, "word": _Redactor.word,
-}  # besides `image` and `bool`, which need more than the value
+    name: getattr(_Redactor, name) for name in "address count data description file guid id key mac name region size"
+    " subnet tag tags time url value word".split()}
 
 
 # ==================================================================================================
@@ -2668,7 +2671,7 @@ class Bench:
         lasts = number("lasts", row.lasts if lasts is None else lasts, 0, 1e9)
         duration = row.duration if duration is None else check(duration, int, "duration")
         compute, events = self.service.instance["compute"], self.service.events
-        shown = {
+        shown: "Dict[str, Any]" = {
             "EventId": guid(compute["vmId"], str(now), str(events.incarnation)).upper(),
             "EventStatus": "Scheduled", "EventType": kind, "ResourceType": "VirtualMachine",
             "Resources": [compute["name"]] if resources is None else list(resources),
@@ -2676,6 +2679,8 @@ class Bench:
             "Description": row.descriptions.get(source, "") if description is None else description,
             "EventSource": source, "DurationInSeconds": int(number("duration", duration, -1, 1e9)),
         }
+        if "" in shown["Resources"]:
+            raise ValueError("resources has a name that is empty")
         check_event(shown)
         events.add(shown, starts=starts, cancelled=ends, lasts=lasts)
         return str(shown["EventId"])
@@ -2726,7 +2731,7 @@ class Bench:
         "x2", "for 60s" (on the clock), "every 3", "p 0.2", "always". Returns the playbook and the ``seed`` of its
         chances. Raises ValueError that says where a playbook is wrong and what could stand there.
         """
-        text = SITUATIONS[playbook].playbook if playbook in SITUATIONS else check(playbook, str, "playbook")
+        text = SITUATIONS[playbook].playbook if check(playbook, str, "playbook") in SITUATIONS else playbook
         seed = int(self.clock() * 1000) % 2**31 if seed is None else check(seed, int, "seed")
         self._playbooks.append(_Playbook(text, seed))
         self._moment = None
@@ -2783,12 +2788,14 @@ class Bench:
         """The exchanges in the journal, newest last: those with this path, verb, headers and parameters (those that
         are named; others may be there, too), and with a number above ``since``."""
         expected = _expected(path, verb=verb, headers=headers, query=query)
+        check(since, int, "since")
         return [each for each in self.journal if each.number > since and not expected.differences(each.request)]
 
     def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
         """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the nearest
         requests that did come, and in what they differ. ``like``: verb, headers and query, as for ``requests``."""
         found, expected = len(self.requests(path, **like)), _expected(path, **like)
+        check(times or 0, int, "times")
         if found == times or times is None and found:
             return
         odd = [(expected.differences(each.request), each) for each in self.journal]
@@ -2835,7 +2842,7 @@ class Bench:
                 return self._said(200, {each: describe(each) for each in OPERATIONS})
             known(name, OPERATIONS, "operation")
             if request.verb == "POST":
-                arguments = check(json.loads(request.body.decode()) if request.body.strip() else {}, dict, "the body")
+                arguments = _parsed_body(request.body)
             elif request.verb == "GET" and name in READING:
                 pairs = urllib.parse.parse_qsl(raw_query, keep_blank_values=True)
                 arguments = read_arguments(name, dict(pairs))
@@ -2855,10 +2862,14 @@ class Bench:
         if vm is not None and not 0 <= check(vm, int, "vm") < len(self.siblings):
             raise ValueError("vm must be from 0 to %d, not %r" % (len(self.siblings) - 1, vm))
         method = getattr(self if vm is None else self.siblings[vm], name)
+        parameters = inspect.signature(method).parameters
+        if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
+            for argument in given:
+                known(argument, list(parameters) or ["no arguments"], "argument of " + name)
         try:
             inspect.signature(method).bind(**given)
         except TypeError as error:
-            raise ValueError("%s%s: %s" % (name, inspect.signature(method), error)) from None
+            raise ValueError("%s; it is %s" % (error, describe(name)["signature"])) from None
         check_plain(given, "the arguments")
         try:
             result = method(**given)
@@ -2890,8 +2901,16 @@ def describe(name: str) -> "Dict[str, str]":
     import inspect
 
     method = getattr(Bench, name)
-    signature = re.sub(r"\(self(?:, )?", "(", str(inspect.signature(method)).replace("'", ""))
+    signature = re.sub(r"\(self(?:, )?", "(", re.sub("'([^']+)'", r"\1", str(inspect.signature(method))))
     return {"signature": name + signature, "documentation": inspect.getdoc(method) or ""}
+
+
+def _parsed_body(body: bytes) -> "Dict[str, Any]":
+    """The arguments in a request. Raises ValueError."""
+    try:
+        return dict(check(json.loads(body.decode()) if body.strip() else {}, dict, "the body"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError('the body must be JSON, like {"kind": "Reboot"}') from None
 
 
 def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
@@ -2955,7 +2974,7 @@ class _Playbook:
             self._names = self._names[1:]
         if self._names and self._names[0] != "instance" and not any(
                 (name + "/").startswith("/".join(self._names) + "/") for name in ENDPOINTS):
-            known(self._names[0], sorted({name.partition("/")[0] for name in ENDPOINTS}), "path below /metadata")
+            known(self._names[0], COMPONENTS, "path below /metadata")
             raise ValueError("nothing is asked at %s" % "/".join(self._names))
         at, self._steps = len(where) + len(colon), []  # type: int, List[_Step]
         for part in steps.split(","):
@@ -2985,7 +3004,8 @@ class _Playbook:
         if rest and rest[0] in actions:
             action = rest.pop(0)
         elif not delay:
-            fail("delay 3s or one of " + " ".join(actions))
+            situation = nearest_of(text.strip(), SITUATIONS, 0.7)
+            fail("the situation %s" % situation if situation else "delay 3s or one of " + " ".join(actions))
         often, amount = "x", 1.0
         if rest:
             found = re.match(r"x([0-9]{1,6})\Z|(for) (\S+)\Z|(every) ([0-9]{1,6})\Z|(p) (0?\.\d{1,9}|0|1)\Z|(always)\Z",
@@ -3075,6 +3095,9 @@ def _expected(path: "Any", *, verb: "Any" = None, headers: "Any" = None, query: 
     for name, value, kind in (("path", path, str), ("verb", verb, str), ("headers", headers, dict),
                               ("query", query, dict)):
         check(kind() if value is None else value, kind, name)
+    if path is not None and not path.startswith(("/", "http://")):  # as in a playbook
+        known(path.partition("?")[0].partition("/")[0], COMPONENTS, "path below /metadata")
+        path = "/metadata/" + path
     return _Expected(path, verb, headers or {}, query or {})
 
 
@@ -3764,23 +3787,23 @@ def _server_class() -> "Any":
             self.selector.close()
 
         def accept(self) -> None:
-            """Take one newcomer; where there are more, the selector says so again."""
-            if len(self.connections) >= self.most and not self.make_room():
-                return
-            try:
-                client, address = self.get_request()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    self.make_room()
-                return
-            try:
-                client.setblocking(False)
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
-                self.selector.register(client, READ, connection)
-                self.connections.add(connection)
-            except (OSError, ValueError):  # gone already, which macOS says here
-                client.close()
+            while True:
+                if len(self.connections) >= self.most and not self.make_room():
+                    return
+                try:
+                    client, address = self.get_request()
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE):
+                        self.make_room()
+                    return
+                try:
+                    client.setblocking(False)
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
+                    self.selector.register(client, READ, connection)
+                    self.connections.add(connection)
+                except (OSError, ValueError):  # gone already, which macOS says here
+                    client.close()
 
         def make_room(self) -> bool:
             """Drop the longest idle connection; where there is none, let the newcomers wait."""
@@ -4017,6 +4040,8 @@ class Emulator:
     ) -> None:
         import threading
 
+        if not 0 <= check(port, int, "port") <= 65535:
+            raise ValueError("port must be from 0 to 65535, not %r" % port)
         self.clock = clock if isinstance(clock, Clock) else Clock(clock)
         hosts = {name.lower() for name in [host, "localhost"] + list(allow_hosts)}
         vm, events, lock = among or (0, None, threading.RLock())
@@ -4344,11 +4369,13 @@ class Client:
         sleep: "Callable[[float], None]" = time.sleep,
     ) -> None:
         self.endpoint, self._led_by = _endpoint(endpoint)
-        if not re.match(ENDPOINT_FORM, self.endpoint, re.A):
+        found = re.match(ENDPOINT_FORM, self.endpoint, re.A)
+        if not found or int((found.group(2) or ":80")[1:]) > 65535:
             raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r%s" % (
                 DEFAULT_PORT, self.endpoint, self._led_by and ", which is the value of " + self._led_by))
-        if not all(seconds is None or 0 < seconds < 1e6 for seconds in (timeout, deadline)):
-            raise ValueError("timeout and deadline must be more than 0 seconds")
+        for name, seconds in (("timeout", timeout), ("deadline", deadline)):
+            if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < 1e6):
+                raise ValueError("%s must be more than 0 seconds, not %r" % (name, seconds))
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
         self._clock, self._timer, self._sleep = clock, timer, sleep
         self._negotiated: "Dict[str, str]" = {}  # by endpoint
@@ -4385,7 +4412,11 @@ class Client:
             return resolve(document, path)
         except NotFound as error:
             version, added = self.api_version or self._negotiated.get("instance", NEWEST), since(path)
-            later = "there is no %r before api-version %s" % (path, added) if added and added > version else error
+            later: "Any" = error
+            if added and added > version:
+                later = "there is no %r before api-version %s" % (path, added)
+            elif path.partition("/")[0] in COMPONENTS:
+                later = "there is no %r in the instance document; did you mean '/metadata/%s'?" % (path, path)
             url = self.endpoint + "/metadata/instance"
             raise NotFound("%s (%s at %s)" % (later, url, version), url=url) from None
 
@@ -4447,7 +4478,7 @@ class Client:
             raise Refused("%s; is there such an event (still)? The list of events says" % refusal,
                           refusal.status, refusal.body, refusal.url)
         text = reply.data.strip()
-        answer = _parsed(text) if text else {}
+        answer = parsed_or_none(text) if text else {}
         if answer is None or isinstance(answer, dict) and "error" in answer:
             kind = Refused if answer else NotIMDS
             raise kind("%s answered %d to an approval with %s: it was not taken" % (
@@ -4541,7 +4572,7 @@ class Client:
     def _new_token(self, target: str) -> "_Token":
         timer, clock = self._timer(), self._clock()
         reply = self._ask(target, self._call())
-        answer = _parsed(reply.data)
+        answer = parsed_or_none(reply.data)
         renewed = _Token(answer, timer, clock) if isinstance(answer, dict) else None
         del answer
         if renewed is None or not renewed.is_usable:
@@ -4650,7 +4681,7 @@ class Client:
 
     def _target(self, path: str) -> str:
         """The target of a request for ``path``, in whatever form it was written."""
-        if re.match(r"\w+://", path):
+        if re.match(r"\w+://", check(path, str, "path")):
             origin, slash, rest = path.partition("://")[2].partition("/")
             if "http://" + origin not in (DEFAULT_ENDPOINT, self.endpoint):
                 raise ValueError("%r is not at the endpoint %s; to ask another, use endpoint http://%s"
@@ -4984,7 +5015,7 @@ def _parse_json(data: bytes) -> "Any":
         raise ValueError("too many brackets") from None
 
 
-def _parsed(data: bytes) -> "Any":
+def parsed_or_none(data: bytes) -> "Any":
     """As _parse_json, or None: for what must not hang on to an error as its context."""
     try:
         return _parse_json(data)
@@ -4996,7 +5027,7 @@ def _content(reply: "Reply") -> "Any":
     """The content of a reply: JSON parsed, or text."""
     content = odd = None
     if reply.content_type == "application/json":
-        content, odd = _parsed(reply.data), "broken JSON"
+        content, odd = parsed_or_none(reply.data), "broken JSON"
     elif reply.content_type == "text/plain":
         try:
             content = reply.data.decode()
@@ -5022,6 +5053,8 @@ def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
 
 def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
     said = "something that is not shown here" if reply.body is None else " ".join(reply.body[:300].split())
+    if reply.is_secret and b'"invalid_resource"' in reply.data:
+        said, advice = "invalid_resource", "is the resource right, like https://vault.azure.net?"
     error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said or "nothing more", advice),
                  reply.status, reply.body, reply.url)
     error.offered = _offered(reply)
@@ -5033,7 +5066,7 @@ def _offered(reply: "Reply") -> "List[str]":
     answer 404 "Invalid version", and have some of those of 2018."""
     if reply.status == 404 and b"Invalid version" in reply.data:
         return sorted(CLOUDS["AzurePublicCloud"].versions_in_2018, reverse=True)
-    answer = _parsed(reply.data) if b'"newest-versions"' in reply.data else None
+    answer = parsed_or_none(reply.data) if b'"newest-versions"' in reply.data else None
     offered = answer.get("newest-versions") if isinstance(answer, dict) else None
     versions = [each for each in offered if isinstance(each, str) and re.match(DATE, each)] if isinstance(
         offered, list) else []
@@ -5164,7 +5197,7 @@ def judge(check_row: "Check", version: str, status: int, headers: "Mapping[str, 
 
 
 def _shape_of_instance(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-    document = _parsed(body)
+    document = parsed_or_none(body)
     if not isinstance(document, dict):
         return "not a JSON object"
     shown = {name: child for name, child in template(version).items() if name != "extended"}
@@ -5200,7 +5233,7 @@ def _shape_of_json(kind: "Any", names: "Iterable[str]" = (), strings: bool = Tru
     names = list(names)
 
     def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-        document = _parsed(body)
+        document = parsed_or_none(body)
         if not isinstance(document, kind):
             return "not a JSON %s" % ("object" if kind is dict else "list")
         if names and list(document) != names:
@@ -5267,10 +5300,15 @@ def verify(
     """Yield each of CONTRACT_CHECKS with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
     status, _, body = ask("GET", "/metadata/versions", {"Metadata": "true"})
-    listed = _parsed(body) if status == 200 else None
+    listed = parsed_or_none(body) if status == 200 else None
     offered = listed.get("apiVersions") if isinstance(listed, dict) else None
     offered = [each for each in VERSIONS if each in offered] if isinstance(offered, list) else []
-    newest = max(offered or [NEWEST])
+    offered_at_all: "List[str]" = []
+    if not offered:  # it has no list; but its refusal of no version names the newest
+        refused = parsed_or_none(ask("GET", "/metadata/instance", {"Metadata": "true"})[2])
+        named = refused.get("newest-versions") if isinstance(refused, dict) else None
+        offered_at_all = [each for each in VERSIONS if each in named] if isinstance(named, list) else []
+    newest = max(offered or offered_at_all or [NEWEST])
     for row in CONTRACT_CHECKS:
         target = row.target.replace("VERSION", newest)
         version = parse_target(target).query.get("api-version", "")
@@ -5309,6 +5347,7 @@ ANSWERERS = (
     (None, "x-ms-azure-host-authorization", "", "", "IMDS, behind the guest proxy agent", 0),
     (403, None, "", None, "the guest proxy agent, which lets nobody through", 1),
     (400, None, "", "Required metadata header not specified", "IMDS", 0),
+    (404, "server", "IMDS/", "", "IMDS, which may not be up yet", 4),
     (410, None, "", "", "IMDS of a VM that is being moved", 4),
     (429, None, "", "", "IMDS, but throttling", 4),
     (None, "content-type", "text/html", "", "a captive portal, or some other web server", 5),
@@ -5361,7 +5400,7 @@ class Doctor:
 
     def _place(self) -> None:
         tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()
-        self.is_azure = tag == AZURE_CHASSIS
+        self.is_azure = tag == AZURE_CHASSIS if tag else None
         self._fact("chassis tag", tag or "not readable", "an Azure VM" if self.is_azure else
                    "no Azure VM" if tag else "whether this is an Azure VM can't be seen")
         self._fact("route", *self._route())
@@ -5425,7 +5464,8 @@ class Doctor:
         elif self.is_azure:
             why = "this is an Azure VM: check the route, the firewall and the primary interface"
         else:
-            why = "this does not look like an Azure VM: start an emulator with 'python3 -m imds serve'"
+            why = "%sstart an emulator with 'python3 -m imds serve'" % (
+                "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
         self._conclude("%s at %s; %s" % ("silence" if silent else "nobody listens", self.client.endpoint, why), 3)
 
     def _imds(self, who: str) -> None:
@@ -5438,7 +5478,7 @@ class Doctor:
                                         "https%3A%2F%2Fmanagement.azure.com%2F", {"Metadata": "true"})
             known_words = body.decode("utf-8", "replace") in _identity_refusals()
             self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
-                       _parsed(body).get("error_description", "") if known_words else "")
+                       parsed_or_none(body).get("error_description", "") if known_words else "")
             status, events, _ = self._listed("/metadata/scheduledevents?api-version=2020-07-01", "Events")
             self._fact("scheduled events", "on, %d of them" % len(events) if status == 200 else "status %d" % status,
                        "asking turns them on")
@@ -5453,7 +5493,7 @@ class Doctor:
     def _listed(self, target: str, name: str) -> "Tuple[int, List[Any], Mapping[str, str]]":
         """Status of an answer, a list in it, and its headers."""
         status, headers, body = self._ask(target, {"Metadata": "true"})
-        answer = _parsed(body)
+        answer = parsed_or_none(body)
         listed = answer.get(name) if isinstance(answer, dict) else None
         return status, listed if isinstance(listed, list) else [], headers
 
@@ -5496,6 +5536,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     if argv is None:
         sys.exit(main(sys.argv[1:]))
     arguments, command = list(argv), []  # type: List[str], List[str]
+    if os.name == "posix":  # arguments are UTF-8, whatever the locale
+        arguments = [os.fsencode(argument).decode("utf-8", "surrogateescape") for argument in arguments]
     if arguments[:1] == ["exec"] and "--" in arguments:
         split = arguments.index("--")
         arguments, command = arguments[:split], arguments[split + 1:]
@@ -5707,13 +5749,26 @@ def _run_diff(options: "Any") -> int:
     if len(bare) == 1:
         vms = [{"instance": vm["instance"]} for vm in vms]
         say("imds: only the instance documents are compared: %s has nothing else" % bare[0])
+    names = [name for name in options.prefix.split("/") if name]
+    names = names[1:] if names[:1] == ["metadata"] else names
+    names = ["instance"] + names if names and names[0] not in PARTS else names
+    if not any(_is_there(vm, names) for vm in vms):
+        raise ValueError("neither of the two has %s" % "/".join(names))
     count = 0
     for path, before, after in diff(*vms):
         for leaf_path, one, other in _in_lines(path, before, after):
-            if (leaf_path + "/").startswith(options.prefix.strip("/") + "/" * bool(options.prefix)):
+            if leaf_path.split("/")[:len(names)] == names:
                 _print("%s: %s -> %s" % (leaf_path, _shown(one), _shown(other)))
                 count += 1
     return 1 if count else 0
+
+
+def _is_there(document: "Any", names: "List[str]") -> bool:
+    try:
+        find(document, names)
+        return True
+    except KeyError:
+        return False
 
 
 def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[Tuple[str, Any, Any]]":
@@ -5782,6 +5837,8 @@ def _run_test_ca(options: "Any") -> None:
 
 def _run_events(options: "Any") -> None:
     client = _client(options)
+    if options.handler == "":
+        raise ValueError("--exec wants a command")
     if options.handler and not options.watch:
         raise ValueError("--exec goes with --watch")
     if options.approve is not None:
@@ -5813,19 +5870,22 @@ class _Watch:
         name = self.client.get("compute/name") if self.options.handler else None
         handlers = _Handlers(self.options.handler, self.client)
         interval = max(self.options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
-        with _terminable():
-            try:
-                for document in self.client.poll_events(interval=interval):
-                    self.show(document)
-                    for event in self.known.values():
-                        if name in event["Resources"]:
-                            handlers.begin(event)
-                    handlers.look(self.known)
-                    self.count_down()
-                    if not _has_reader():
-                        raise BrokenPipeError()
-            finally:
-                handlers.end()
+        signals = _Signals()
+        try:
+            for document in self.client.poll_events(interval=interval):
+                self.show(document)
+                for event in self.known.values():
+                    if name in event["Resources"]:
+                        handlers.begin(event)
+                handlers.look(self.known)
+                self.count_down()
+                if not _has_reader():
+                    raise BrokenPipeError()
+                if signals.came:
+                    raise KeyboardInterrupt
+        finally:
+            signals.ignore()
+            handlers.end()
 
     def show(self, document: "Mapping[str, Any]") -> None:
         events = {event["EventId"]: event for event in document["Events"]}
@@ -5966,20 +6026,21 @@ def _run_serve(options: "Any") -> int:
     log = _Log()
     make = _scale_set if options.scale_set is not None else _emulator
     vm: "Any" = make(options, None if options.quiet else log)
-    with _terminable():
-        try:
-            _start(vm, options)
-            first, *others = vm if options.scale_set is not None else [vm]
-            _banner(first)
-            _print("\n".join(each.url for each in [first] + others))
-            while options.reload and vm.wait(0.5):
+    signals = _Signals()
+    try:
+        _start(vm, options)
+        first, *others = vm if options.scale_set is not None else [vm]
+        _banner(first)
+        _print("\n".join(each.url for each in [first] + others))
+        while vm.wait(0.5) and not signals.came:
+            if options.reload:
                 _reload(vm, options)
-            vm.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            vm.stop()
-            log.close()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signals.ignore()
+        vm.stop()
+        log.close()
     return 0
 
 
@@ -6032,6 +6093,9 @@ def _banner(vm: "Emulator") -> None:
     else:
         say("  curl --noproxy '*' -s -H Metadata:true '%s%s'" % (vm.url, target))
         say("  export " + " ".join("%s=%s" % (name, vm.url) for name in variables))
+    if "AZURE_IMDS_CONTROL" in vm.environ:
+        control = vm.environ["AZURE_IMDS_CONTROL"]
+        say("  control: %s/ is a page for a browser; for ctl: export AZURE_IMDS_CONTROL=%s" % (control, control))
     if vm.rate_limit:
         say("at most %g requests a second are answered; --rate-limit 0 turns that off" % vm.rate_limit)
 
@@ -6193,26 +6257,34 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
         say(str(exchange))
     findings = vm.lint() if options.lint or options.lint_strict else []
     for finding in findings:
-        say("%(rule)s, %(count)d times: %(says)s (%(mark)s)\n    %(seen)s" % finding)
+        say("%(rule)s (%(count)d): %(says)s (%(mark)s)\n    %(seen)s" % finding)
     if (options.lint or options.lint_strict) and not findings:
         say("no rule is broken, in %d requests" % len(vm.requests))
     return len(findings)
 
 
 def _run_ctl(options: "Any") -> int:
-    url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d/imds" % DEFAULT_PORT).rstrip("/")
-    origin, _, path = url.partition("://")[2].partition("/")
-    client = Client("http://" + origin, timeout=options.timeout, deadline=options.timeout or 5)
-    if options.operation is None:
-        for row in client.control("GET", "/%s/" % path).values():
-            _print("%s\n    %s" % (row["signature"], row["documentation"].replace("\n", "\n    ")))
-        return 0
+    import textwrap
+
+    url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d" % DEFAULT_PORT).rstrip("/")
+    origin, path = re.match(r"(\w+://[^/]*|[^/]*)/?(.*)", url).groups()  # type: ignore[union-attr]
+    client = Client(origin, timeout=options.timeout, deadline=options.timeout or 5)
     pairs = [argument.partition("=") for argument in options.arguments]
     if not all(equals for _, equals, _ in pairs):
         raise ValueError("an argument is NAME=VALUE, like kind=Reboot")
-    known(options.operation, OPERATIONS, "operation")
-    arguments = read_arguments(options.operation, {name: value for name, _, value in pairs})
-    result = client.control("POST", "/%s/%s" % (path, options.operation), arguments)["result"]
+    name = options.operation and known(options.operation, OPERATIONS, "operation")
+    arguments = read_arguments(name, {key: value for key, _, value in pairs}) if name else None
+    try:
+        answer = client.control("POST" if name else "GET", "/%s/%s" % (path or "imds", name or ""), arguments)
+    except NotFound:
+        raise Error("there is no control at %s: start the emulator with --control" % url) from None
+    except Refused as error:
+        said = parsed_or_none((error.body or "").encode())
+        raise Error(said["error"] if isinstance(said, dict) and "error" in said else error.message) from None
+    for row in [] if name else answer.values():
+        _print("\n".join(textwrap.wrap(row["signature"], 79, subsequent_indent="        ")))
+        _print(textwrap.indent(row["documentation"], "    "))
+    result = answer["result"] if name else None
     if result is not None:
         _print(result if isinstance(result, str) else _json(result))
     return 0
@@ -6237,6 +6309,8 @@ def _scale_set(options: "Any", log: "Optional[Callable[[str], None]]") -> "Scale
 
 def _settings(options: "Any", log: "Optional[Callable[[str], None]]") -> "Dict[str, Any]":
     """What the options say of an emulator, but for its VM."""
+    if not options.host:
+        raise ValueError("--host wants an address; 0.0.0.0 is all of IPv4, :: is all of IPv6")
     identities = options.identity
     if identities and "none" in identities:
         if len(identities) > 1:
@@ -6410,21 +6484,29 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-class _terminable:
-    """While it lasts, SIGTERM is as Ctrl-C; when it ends, both are passed over, for it is ending already."""
+class _Signals:
+    """SIGTERM is as Ctrl-C, until ``ignore()``. ``came``: whether one of them did, for an exception that is raised
+    while Python tidies up is lost."""
 
-    def __enter__(self) -> None:
+    def __init__(self) -> None:
+        self.came = False
+        self._set(self._interrupt)
+
+    def _interrupt(self, *_: object) -> "NoReturn":
+        self.came = True
+        raise KeyboardInterrupt
+
+    def _set(self, handler: "Any") -> None:
         import signal
 
-        def interrupt(*_: object) -> "NoReturn":
-            raise KeyboardInterrupt
+        for number in (signal.SIGTERM, signal.SIGINT) if _in_main_thread() else ():
+            signal.signal(number, handler)
 
-        if _in_main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, interrupt)
+    def ignore(self) -> None:
+        """Pass over what comes now: it is ending already."""
+        import signal
 
-    def __exit__(self, *_: object) -> None:
-        pass
+        self._set(signal.SIG_IGN)
 
 
 def _complain(error: object, code: int) -> int:

@@ -205,6 +205,12 @@ class Negotiation(unittest.TestCase):
             self.assertIn("storageProfile", client.get("compute"))
             self.assertNotIn("tagsList", client.get("compute"))
 
+    def test_the_best_on_offer(self):
+        for offer, best in (('["2017-04-02","2019-06-01","2018-02-01"]', "2019-06-01"), ('["2018-02-01","2017-04-02"]', "2018-02-01")):
+            with Script(reply(400, b'{"newest-versions":%s}' % offer.encode()), reply()) as server:
+                imds.get(endpoint=server.url)
+            self.assertIn("?api-version=%s " % best, server.requests[1])
+
     def test_it_is_remembered(self):
         lines = []
         with imds.Emulator(versions=["2019-06-01"], log=lines.append) as vm:
@@ -441,8 +447,10 @@ class Patience(Case):
             self.assertEqual((result, len(pauses)), ("avset2", 1))
             self.assertTrue(least <= pauses[0] <= most, pauses)
         for header in ("21", "3600", "9" * 30):
-            result, pauses, _ = self.ask(reply(503, b"", JSON, ["Retry-After: " + header]))
+            result, pauses, requests = self.ask(reply(503, b"", JSON, ["Retry-After: " + header]))
             self.assertIsInstance(result, imds.Unavailable)
+            if len(header) < 10:  # it will not be any better before the deadline
+                self.assertEqual((pauses, requests), ([], 1))
             self.assertLessEqual(sum(pauses), 20)
 
     def test_resets_for_ever(self):
@@ -470,6 +478,9 @@ class Patience(Case):
             error = error_of(patient.client(server.url, deadline=1, timeout=0.2).get)
         self.assertIsInstance(error, imds.Unavailable)
         self.assertEqual(error.status, 500)
+        with Script(reply(500, b"{}"), SILENCE[:2]) as server:
+            error = error_of(Patient().client(server.url, timeout=0.1).get)
+        self.assertIsInstance(error, imds.Unavailable)
 
     def test_a_vm_that_moves(self):
         port = free_port()
@@ -569,6 +580,15 @@ class Deadlines(Case):
         for piece in (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"):
             with Script([piece * 1000] * 100000, pace=0) as server:
                 self.within(2, imds.get, "compute/name", endpoint=server.url, deadline=0.3)
+
+    def test_what_comes_before_an_answer_is_limited_too(self):
+        interim = b"HTTP/1.1 100 Continue\r\nX: " + b"a" * 60000 + b"\r\n\r\n"
+        with Script([interim] * 10000, pace=0) as server:
+            self.assertIsInstance(self.within(3, imds.get, endpoint=server.url, timeout=5, deadline=20), imds.NotIMDS)
+
+    def test_a_silence_after_a_byte(self):
+        with Script([b"", b"H", b"", b"", b""], pace=0.3) as server:
+            self.assertIsInstance(self.within(0.6, imds.get, endpoint=server.url, deadline=0.4), imds.Unreachable)
 
     def test_a_slow_answer_is_waited_for(self):
         with Script([b"", b"", reply()], pace=0.1) as server:
@@ -994,7 +1014,10 @@ class Attested(unittest.TestCase):
                 imds.attested(endpoint=server.url)
 
     def test_its_base64_is_checked(self):
-        for signature in ("a b c d", "TUFB!", "*" * 8, "TUFB=TUFB"):
+        with imds.Emulator() as vm:
+            good = vm.attested()["signature"]
+        imds.attested_content({"signature": good})
+        for signature in (good[:40] + "!" + good[40:], good[:40] + "\n" + good[40:], "-" + good, "a b c d", "TUFB!", "*" * 8):
             with self.assertRaises(ValueError):
                 imds.attested_content({"signature": signature})
 

@@ -573,7 +573,8 @@ class Commands(Case):
                 self.assertEqual(call("diff", name, said[0].url, "instance/compute/vmSize"),
                                  (1, 'instance/compute/vmSize: "Standard_D2s_v3" -> "x"\n', ""))
                 self.assertEqual(call("diff", name, said[0].url, "/instance/network/"), (0, "", ""))
-                self.assertEqual(call("diff", name, said[0].url, "instance/compute/vm"), (0, "", ""))
+                self.assertEqual(call("diff", name, said[0].url, "instance/compute/vm")[0], 2)
+                self.assertEqual(call("diff", name, said[0].url, "compute/name"), (0, "", ""))
             self.assertNotIn("web_1", call("snapshot", "--redact", "--endpoint", vm.url)[1])
             with mock.patch.object(imds, "NOBODY", 0.2):
                 self.assertEqual(call("diff", name, CLOSED)[0], 3)

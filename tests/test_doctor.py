@@ -150,7 +150,7 @@ class Verdicts(Worlds):
 
     def test_nobody(self):
         for tag, environ, words in (
-            ("", {}, "nobody listens at %s; this does not look like an Azure VM: start an emulator with" % CLOSED),
+            ("", {}, "nobody listens at %s; unless this is an Azure VM, start an emulator with" % CLOSED),
             ("Default string\n", {}, "this does not look like an Azure VM"),
             (AZURE + "\n", {}, "this is an Azure VM: check the route, the firewall and the primary interface"),
             (AZURE + "\n", {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "this is a pod, and AKS can keep pods from the service"),

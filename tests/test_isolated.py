@@ -134,7 +134,7 @@ for address in (("127.0.0.1", int(sys.argv[1])), ("10.255.255.1", 80), ("8.8.8.8
         code, out, errors = run("exec", "--isolated", "--requests", "--lint-strict", "--", *python("ask(%r)" % NAME.replace(
             "2025-04-07", "2017-08-01")))
         self.assertEqual((code, out), (1, ""))
-        self.assertRegex(errors, r"\A1  \S+  GET /metadata/instance/compute/name\S+  200  by me/1\nold-api-version, 1 times: ")
+        self.assertRegex(errors, r"\A1  \S+  GET /metadata/instance/compute/name\S+  200  by me/1\nold-api-version \(1\): ")
 
     def test_with_unshare_of_libc(self):  # as before Python 3.12
         self.assertEqual(run("exec", "--isolated", "--", *python("print(ask(%r), sys.argv[1:])" % NAME, "a b", ""),

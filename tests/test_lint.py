@@ -175,10 +175,10 @@ class Exec(unittest.TestCase):
         for options, version, code, expected, said in (
             (["--lint"], "2025-04-07", 0, 0, "no rule is broken, in 1 requests"),
             (["--lint"], "2025-04-07", 7, 7, "no rule is broken, in 1 requests"),
-            (["--lint"], "2017-08-01", 0, 0, "old-api-version, 1 times: "),
+            (["--lint"], "2017-08-01", 0, 0, "old-api-version (1): "),
             (["--lint-strict"], "2025-04-07", 0, 0, "no rule is broken"),
-            (["--lint-strict"], "2017-08-01", 0, 1, "old-api-version, 1 times: "),
-            (["--lint-strict"], "2017-08-01", 7, 7, "old-api-version, 1 times: "),
+            (["--lint-strict"], "2017-08-01", 0, 1, "old-api-version (1): "),
+            (["--lint-strict"], "2017-08-01", 7, 7, "old-api-version (1): "),
         ):
             with self.subTest(options=options, version=version, code=code):
                 done = run("exec", *options + ["--", sys.executable, "-c", self.ASKS % (version, code)])
@@ -187,5 +187,5 @@ class Exec(unittest.TestCase):
 
     def test_what_is_printed(self):
         errors = run("exec", "--lint", "--", sys.executable, "-c", self.ASKS % ("2017-08-01", 0))[2]
-        self.assertRegex(errors, r"\Aold-api-version, 1 times: .+ \(observed\)\n    1  \S+  GET /metadata/instance\?api-version="
+        self.assertRegex(errors, r"\Aold-api-version \(1\): .+ \(observed\)\n    1  \S+  GET /metadata/instance\?api-version="
                                  r"2017-08-01  200  by me/1\n\Z")

@@ -334,8 +334,8 @@ class Handlers(Case):
         self.assertEqual(self.read("marks"), "E2\n")
 
     def test_the_end_of_a_handler(self):
-        obeys = 'trap "echo termed >>%s; exit 3" TERM; echo $$ >>%s; while :; do sleep 0.05; done'
-        ignores = 'trap "" TERM INT; : %s; echo $$ >>%s; while :; do sleep 0.05; done'
+        obeys = 'trap "echo termed >>%s; exit 3" TERM; echo $$ >>%s; for _ in $(seq 300); do sleep 0.05; done'
+        ignores = 'trap "" TERM INT; : %s; echo $$ >>%s; for _ in $(seq 300); do sleep 0.05; done'
         rows = [(number, script, termed) for number in (signal.SIGTERM, signal.SIGINT)
                 for script, termed in ((obeys, "termed\n"), (ignores, ""))]
         with imds.Emulator() as vm:
@@ -357,7 +357,7 @@ class Handlers(Case):
     def test_one_that_hangs_while_the_service_is_gone(self):
         with imds.Emulator() as vm:
             vm.schedule("Reboot")
-            hangs = 'trap "" TERM; echo $$ >%s; while :; do sleep 0.05; done' % self.path("pid")
+            hangs = 'trap "" TERM; echo $$ >%s; for _ in $(seq 300); do sleep 0.05; done' % self.path("pid")
             process = self.watch(vm.url, "--timeout", "0.4", "--exec", hangs)
             self.until(lambda: self.read("pid"))
         errors = process.communicate(timeout=10)[1].decode()
@@ -371,7 +371,7 @@ class Handlers(Case):
             port = vm.port
         vm = imds.Emulator(port=port).start()
         vm.schedule("Reboot")
-        waits = "touch %s; while [ ! -e %s ]; do sleep 0.02; done" % (self.path("begun"), self.path("go"))
+        waits = "touch %s; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.path("begun"), self.path("go"))
         process = self.watch(vm.url, "--exec", waits)
         self.until(lambda: os.path.exists(self.path("begun")))
         vm.stop()
@@ -397,7 +397,7 @@ class Handlers(Case):
             return reply() if "/instance" in request else listed(event("E1"), event("E2"), event("E3"))
 
         with Post(answer) as server:
-            waits = "touch %s/$EVENT_ID; while [ ! -e %s ]; do sleep 0.02; done" % (self.folder, self.path("go"))
+            waits = "touch %s/$EVENT_ID; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.folder, self.path("go"))
             process = self.watch(server.url, "--exec", waits)
             self.until(lambda: len(os.listdir(self.folder)) == 3)
             process.send_signal(signal.SIGSTOP)  # so that it sees all of them end at once
@@ -416,7 +416,7 @@ class Handlers(Case):
     def test_an_event_that_is_gone_needs_no_approval(self):
         with imds.Emulator() as vm:
             event_id = vm.schedule("Reboot")
-            waits = "touch %s; while [ ! -e %s ]; do sleep 0.02; done" % (self.path("begun"), self.path("go"))
+            waits = "touch %s; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.path("begun"), self.path("go"))
             process = self.watch(vm.url, "--exec", waits)
             self.until(lambda: os.path.exists(self.path("begun")))
             vm.cancel(event_id)

@@ -189,4 +189,4 @@ class Isolated(unittest.TestCase):
             for options, cell in (((), row.group(1)), (("--fault", "429 x2"), row.group(2))):
                 with self.subTest(client=name, options=options):
                     said = isolated(program, "--lint", *options)[2]
-                    self.assertEqual(re.findall(r"(?m)^([\w-]+), \d+ times: ", said), re.findall("`([^`]*)`", cell), said)
+                    self.assertEqual(re.findall(r"(?m)^([\w-]+) \(\d+\): ", said), re.findall("`([^`]*)`", cell), said)
