@@ -1126,15 +1126,10 @@ def check_load_balancer(document: "Mapping[str, Any]") -> None:
             check(rule, dict, "loadbalancer." + name)
 
 
-def check_attested(document: "Mapping[str, Any]") -> None:
-    """Raise ValueError unless this is an attested document."""
-    for name in ("encoding", "signature"):
-        check(document.get(name), str, "attested." + name)
-
-
-CHECKS: "Dict[str, Callable[[Mapping[str, Any]], None]]" = {
+CHECKS: "Dict[str, Callable[[Mapping[str, Any]], Any]]" = {
     "scheduledevents": check_events, "identity": check_identity, "loadbalancer": check_load_balancer,
-    "attested": check_attested,
+    "attested": lambda document: [check(document.get(name), str, "attested." + name)
+                                  for name in ("encoding", "signature")],
 }
 
 
@@ -1315,27 +1310,20 @@ class _Redactor:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
         self._networks: "Dict[Any, Any]" = {}  # subnet -> the subnet that takes its place
         self._next_network = 0x0A100000  # 10.16.0.0
-        for interface in self._interfaces(parts.get("instance")):
-            for subnet in self._list_of(self._dict(interface.get("ipv4")).get("subnet")):
-                self._place(subnet)
+        self._place_all(parts.get("instance"))
 
-    @staticmethod
-    def _dict(node: "Any") -> "Dict[str, Any]":
-        return node if isinstance(node, dict) else {}
-
-    def _list_of(self, node: "Any") -> "List[Dict[str, Any]]":
-        return [self._dict(each) for each in node] if isinstance(node, list) else []
-
-    def _interfaces(self, instance: "Any") -> "List[Dict[str, Any]]":
-        return self._list_of(self._dict(self._dict(instance).get("network")).get("interface"))
+    def _place_all(self, node: "Any") -> None:
+        """Find a place for every subnet, before an address is asked for."""
+        if isinstance(node, dict) and node.keys() >= {"address", "prefix"}:
+            self._place(node)
+        for _, child in children(node):
+            self._place_all(child)
 
     def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
         """``node`` redacted along a template; None: no table knows it."""
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
             published = str(node.get("publisher", "")).lower() in PUBLISHERS
-            if inner.keys() >= {"address", "prefix"}:
-                self._place(node)
             return {name if name in inner else self.number("field", name): self.clean(child, inner.get(name), published)
                     for name, child in node.items()}
         if isinstance(node, list):
@@ -1355,7 +1343,7 @@ class _Redactor:
         if kind == "image":
             public = published or re.match(r"(?:latest|\d+(?:\.\d+){1,4})\Z", node)
             return node if public else self.number("image", node)
-        return KINDS[kind](self, node)
+        return str(getattr(self, kind)(node))
 
     def number(self, kind: str, value: str, form: str = "") -> str:
         """The stand-in of a value: the next number of its kind, in a form."""
@@ -1515,10 +1503,9 @@ class _Redactor:
         return str(self._networks[network][number % network.num_addresses])
 
 
-# The kinds of fields by their names, besides `image` and `bool`, which need more than the value.
-KINDS: "Dict[str, Callable[[_Redactor, str], str]]" = {
-    name: getattr(_Redactor, name) for name in "address count data description file guid id key mac name region size"
-    " subnet tag tags time url value word".split()}
+# The kinds of fields, but for `image` and `bool`, which need more than the value: a method for each.
+KINDS = ("address count data description file guid id key mac name region size subnet tag tags time url value"
+         " word").split()
 
 
 # ==================================================================================================
@@ -1592,7 +1579,7 @@ def issuing_certificate() -> bytes:
 @functools.lru_cache(maxsize=None)
 def _authority(subject: str, issuer: str) -> bytes:
     return _certificate(subject, issuer, AUTHORITY_TIMES[0], AUTHORITY_TIMES[1], [
-        _extension("2.5.29.19", _sequence(_boolean(True)), critical=True),
+        _extension("2.5.29.19", _sequence(TRUE), critical=True),
         _extension("2.5.29.15", _der(0x03, b"\x01\x06"), critical=True)])  # keyCertSign, cRLSign
 
 
@@ -1680,20 +1667,12 @@ def _der(tag: int, *parts: bytes) -> bytes:
     return bytes([tag, 128 | len(octets)]) + octets + content
 
 
-def _sequence(*parts: bytes) -> bytes:
-    return _der(0x30, *parts)
-
-
-def _set(*parts: bytes) -> bytes:
-    return _der(0x31, *parts)
+_sequence, _set = functools.partial(_der, 0x30), functools.partial(_der, 0x31)
+TRUE = b"\x01\x01\xff"  # a BOOLEAN
 
 
 def _explicit(number: int, *parts: bytes) -> bytes:
     return _der(0xa0 + number, *parts)
-
-
-def _boolean(value: bool) -> bytes:
-    return _der(0x01, b"\xff" if value else b"\0")
 
 
 def _integer(number: int) -> bytes:
@@ -1748,7 +1727,7 @@ def _authority_key() -> bytes:
 
 
 def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
-    return _sequence(_oid(dotted), _boolean(True) if critical else b"", _der(0x04, value))
+    return _sequence(_oid(dotted), TRUE if critical else b"", _der(0x04, value))
 
 
 def _elements(data: bytes) -> "List[Tuple[int, bytes]]":
@@ -1858,10 +1837,6 @@ class _Event:
         """When it starts, is cancelled, or is gone."""
         return min(self.starts, self.cancelled) if self.started is None else self.started + self.lasts
 
-    def start(self, now: float) -> None:
-        self.started = now
-        self.shown.update(EventStatus="Started", NotBefore="")
-
 
 class Events:
     """The list of scheduled events: Scheduled, then Started by approval or when NotBefore comes, then gone.
@@ -1872,11 +1847,12 @@ class Events:
     """
 
     def __init__(self, clock: "Callable[[], float]", document: "Optional[Mapping[str, Any]]" = None) -> None:
-        self._clock, self._document = clock, document or {}
+        self._clock, self._document, self.changes = clock, document or {}, 0  # changes: ever since
         self.reset()
 
     def reset(self) -> None:
         """Make the list what it was at first."""
+        self.changes += 1
         self.incarnation: int = self._document.get("DocumentIncarnation", 1)
         self._events: "Dict[str, _Event]" = {}  # by EventId in upper case
         self._due: "List[Tuple[float, int, _Event]]" = []
@@ -1901,12 +1877,12 @@ class Events:
         heapq.heappush(self._due, (event.next_change(), id(event), event))
 
     def _start(self, event: "_Event", now: float) -> None:
-        event.start(now)
+        event.started = now
+        event.shown.update(EventStatus="Started", NotBefore="")
         self._remember(event)
 
     def _changed(self) -> None:
-        self.incarnation += 1
-        self._texts = {}
+        self.incarnation, self.changes, self._texts = self.incarnation + 1, self.changes + 1, {}
 
     def settle(self) -> float:
         """Let everything happen that is due, each moment in its turn; return when the next change is."""
@@ -2058,7 +2034,7 @@ class Service:
         if isinstance(document, dict):
             check_plain(document, "loadbalancer")
             check_load_balancer(document)
-        elif document not in (None, True, False):
+        elif document is not None and not isinstance(document, bool):
             raise ValueError("load_balancer must be true, false or an object, not %s" % kind_of(document))
         self.balance = copy.deepcopy(document)
 
@@ -2095,7 +2071,8 @@ class Service:
         if not inside:
             return self._outside(request, asked.names, has_header)
         throttled = self._is_throttled(asked.names)  # what is refused counts, too
-        if not has_header and not self._does_without(request, asked):
+        # The preview of scheduled events asked for no header (documented); but without it any web page could post.
+        if not has_header and (endpoint, query.get("api-version"), request.verb) != ("scheduledevents", PREVIEW, "GET"):
             raise Rejection("metadata")
         if "x-forwarded-for" in headers:
             raise Rejection("forwarded")
@@ -2112,11 +2089,6 @@ class Service:
             self.events.approve(started)
             return JSON_TYPE, b""
         return page
-
-    def _does_without(self, request: "Request", asked: "Target") -> bool:
-        """The preview of scheduled events asked for no header (documented); but without it any web page could post."""
-        return bool(asked.endpoint == "scheduledevents" and asked.query.get("api-version") == PREVIEW
-                    and request.verb == "GET")
 
     def _outside(self, request: "Request", names: "Tuple[str, ...]", has_header: bool) -> "Tuple[str, bytes]":
         """What is outside /metadata: nothing, but for what lets the emulator's signatures be checked."""
@@ -2293,10 +2265,6 @@ class Service:
     def _issuer(self) -> str:
         return "https://sts.windows.net/%s/" % self.tenant
 
-    def _key_set(self, request: "Request") -> "Any":
-        return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID,
-                          "e": "AQAB", "n": base64url(modulus())}]}
-
     def _open_id(self, request: "Request") -> "Any":
         base = "http://%s/%s" % (request.headers.get("host", "localhost"), self.tenant)
         return {"issuer": self._issuer(), "jwks_uri": base + "/discovery/keys",
@@ -2345,15 +2313,6 @@ class Service:
         names = fields_until(version, ATTESTED_VERSIONS)
         return format_json({name: content[name] for name in sorted(names)}).encode()
 
-    def _issuing_certificate(self, request: "Request") -> bytes:
-        return issuing_certificate()
-
-    def _revoked(self, request: "Request") -> bytes:
-        return revocation_list(int(self.clock()) // 86400 * 86400)
-
-    def _root_certificate(self, request: "Request") -> bytes:
-        return pem(root_certificate()).encode()
-
     def _cloud(self) -> "Cloud":
         return CLOUDS.get(self.instance["compute"]["azEnvironment"], CLOUDS["AzurePublicCloud"])
 
@@ -2370,26 +2329,17 @@ class Service:
             if status == 405:
                 extra = [("Allow", ", ".join(_verbs(asked.endpoint)))]
             if "$" in body:
-                words = {"$verb": request.verb, "$path": "/" + "/".join(asked.names), "$value": value,
-                         "$tenant": self.tenant}
-                body = self._filled(body, words)
+                from html import escape
+
+                words = {"verb": request.verb, "path": "/" + "/".join(asked.names), "value": value,
+                         "tenant": self.tenant}
+                words = {name: escape(word) if body.startswith("<") else format_json(word)[1:-1]
+                         for name, word in words.items()}
+                words["newest"] = format_json(self.versions[:-4:-1])
+                body = re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
         repeats = request is not None and self._repeats(request) and status < 500
         content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
         return self._response(status, content_type, body.encode(), rule, repeats, extra)
-
-    def _filled(self, body: str, words: "Mapping[str, str]") -> str:
-        """A body with the words that it stands for, escaped as its kind asks."""
-        def word(found: "Any") -> str:
-            name = found.group()
-            if name == "$newest":
-                return format_json(self.versions[:-4:-1])
-            if body.startswith("<"):
-                from html import escape
-
-                return escape(words[name])
-            return format_json(words[name])[1:-1]
-
-        return re.sub(r"\$[a-z]+", word, body)
 
     def _response(
         self, status: int, content_type: str, body: bytes, rule: "Optional[str]", repeats: bool,
@@ -2414,10 +2364,12 @@ class Service:
 # Outside /metadata: what a validator of tokens, or of attested documents, asks of the authorities that signed them.
 PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
     ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
-    "discovery/keys": (JSON_TYPE, Service._key_set),
-    "imds-test-ca.pem": (TEXT_TYPE, Service._root_certificate),
-    ISSUING_FILE: (CERTIFICATE_TYPE, Service._issuing_certificate),
-    REVOKED_FILE: (CERTIFICATE_TYPE, Service._revoked),
+    "discovery/keys": (JSON_TYPE, lambda service, request: {"keys": [{
+        "kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID, "e": "AQAB",
+        "n": base64url(modulus())}]}),
+    "imds-test-ca.pem": (TEXT_TYPE, lambda service, request: pem(root_certificate()).encode()),
+    ISSUING_FILE: (CERTIFICATE_TYPE, lambda service, request: issuing_certificate()),
+    REVOKED_FILE: (CERTIFICATE_TYPE, lambda service, request: revocation_list(int(service.clock()) // 86400 * 86400)),
 }
 
 
@@ -2465,12 +2417,8 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
                 "rule": self.rule, "fault": self.fault, "seconds": self.seconds}
 
 
-class Moment:
-    """While it lasts, the answer to the same bytes is the same: ``answers``, by the bytes of the request."""
-
-    def __init__(self, second: int, until: float, incarnation: int) -> None:
-        self.second, self.until, self.incarnation = second, until, incarnation
-        self.answers: "Dict[bytes, Any]" = {}
+# While it lasts, the answer to the same bytes is the same. answers: dict, by the bytes of the request.
+Moment = collections.namedtuple("Moment", "second until changes answers")
 
 
 class Bench:
@@ -2503,9 +2451,9 @@ class Bench:
         now, moment, events = self.clock(), self._moment, self.service.events
         self._now = now
         if (moment is None or int(now) != moment.second or now >= moment.until
-                or events.incarnation != moment.incarnation):
+                or events.changes != moment.changes):
             until = events.settle()
-            moment = self._moment = Moment(int(now), until, events.incarnation)
+            moment = self._moment = Moment(int(now), until, events.changes, {})
         return moment
 
     def respond(self, request: "Request", peer: str = "-") -> "Exchange":
@@ -2606,7 +2554,7 @@ class Bench:
             self.service.set_load_balancer(load_balancer)
             self._moment = None
         balance = sample_balance(self.service.instance) if self.service.balance is True else self.service.balance
-        return {"loadbalancer": order_balance(balance)} if balance else None
+        return None if balance in (None, False) else {"loadbalancer": order_balance(balance)}
 
     def attested(
         self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None,
@@ -2926,7 +2874,7 @@ def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
         try:
             arguments[key] = json.loads(text)
         except (ValueError, RecursionError):
-            arguments[key] = text.split(",") if "Iterable" in kind else text
+            arguments[key] = text.split(",") if "Iterable[str]" in kind else [text] if "Iterable" in kind else text
     return arguments
 
 
@@ -3008,17 +2956,16 @@ class _Playbook:
             fail("the situation %s" % situation if situation else "delay 3s or one of " + " ".join(actions))
         often, amount = "x", 1.0
         if rest:
-            found = re.match(r"x([0-9]{1,6})\Z|(for) (\S+)\Z|(every) ([0-9]{1,6})\Z|(p) (0?\.\d{1,9}|0|1)\Z|(always)\Z",
-                             " ".join(rest))
+            found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
+                             r"|p (?P<p>0?\.\d{1,9}|0|1)|(?P<always>always))\Z", " ".join(rest))
             if not found:
                 fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
             assert found
-            often = found.group(2) or found.group(4) or found.group(6) or found.group(8) or "x"
+            often = str(found.lastgroup)
             try:
-                amount = duration(found.group(3)) if often == "for" else float(
-                    found.group(1) or found.group(5) or found.group(7) or 1)
+                amount = duration(found.group(often)) if often in ("for", "always") else float(found.group(often))
             except ValueError:
-                fail("for 60s")
+                amount = 0 if often == "for" else 1
             if often in ("x", "every") and amount < 1:
                 fail("a number from 1, behind " + often)
             if often == "for" and amount <= 0:
@@ -3071,19 +3018,15 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
         """In what a request is otherwise."""
         if self == (None, None, {}, {}):
             return []
-        asked, found = parse_target(request.target), []
-        if self.path is not None:
-            wanted = parse_target(self.path)
-            if wanted.names != asked.names:
-                found.append("path /%s, not /%s" % ("/".join(asked.names), "/".join(wanted.names)))
-            found += ["%s is %r, not %r" % (name, asked.query.get(name), value) for name, value in wanted.query.items()
-                      if asked.query.get(name) != value]
+        asked, wanted, found = parse_target(request.target), parse_target(self.path or ""), []
+        if self.path is not None and wanted.names != asked.names:
+            found.append("path /%s, not /%s" % ("/".join(asked.names), "/".join(wanted.names)))
         if self.verb is not None and self.verb != request.verb:
             found.append("verb %s, not %s" % (request.verb, self.verb))
         found += ["header %s is %r, not %r" % (name, request.headers.get(name.lower()), value)
                   for name, value in self.headers.items() if request.headers.get(name.lower()) != value]
         return found + ["%s is %r, not %r" % (name, asked.query.get(name), value)
-                        for name, value in self.query.items() if asked.query.get(name) != value]
+                        for name, value in dict(wanted.query, **self.query).items() if asked.query.get(name) != value]
 
 
 def _counted(count: int) -> str:
@@ -3167,10 +3110,10 @@ def _again(
     return find
 
 
-def _asks(each: "Exchange", endpoint: str, verb: str = "GET") -> "Optional[str]":
-    """The target of a request to an endpoint itself, or None."""
+def _asks(each: "Exchange", endpoint: str) -> "Optional[str]":
+    """The target of a GET of an endpoint itself, or None."""
     asked = parse_target(each.request.target)
-    return each.request.target if asked.endpoint == endpoint and not asked.rest and each.request.verb == verb else None
+    return each.request.target if asked.endpoint == endpoint and not asked.rest and each.request.verb == "GET" else None
 
 
 def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
@@ -3310,10 +3253,9 @@ async function ask(name, data) {
   if (!reply.ok) throw new Error(answer.error);
   return answer.result;
 }
-function element(name, text, kind) {
+function element(name, text) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
-  if (kind) made.className = kind;
   return made;
 }
 function row(table, texts, kind, more) {
@@ -3411,11 +3353,9 @@ def parse_head(head: bytes) -> "Head":
     """Read the head of a request, without the empty line at its end."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     words = lines[0].split(" ")
-    if len(words) != 3 or not words[0] or not TOKEN.issuperset(words[0]) or not re.match(r"HTTP/1\.\d\Z", words[2]):
-        raise Rejection("malformed")
-    if not all("!" <= char <= "~" for char in words[1]):
-        raise Rejection("malformed")
-    if words[0] != "CONNECT" and not words[1].lower().startswith(("/", "http://", "*")):
+    if not (len(words) == 3 and words[0] and TOKEN.issuperset(words[0]) and re.match(r"[!-~]+\Z", words[1])
+            and re.match(r"HTTP/1\.\d\Z", words[2])
+            and (words[0] == "CONNECT" or re.match(r"/|http://|\*", words[1], re.I))):
         raise Rejection("malformed")
     return Head(words[0], words[1], words[2], parse_headers(lines[1:]))
 
@@ -3945,7 +3885,8 @@ class Clock:
 
         now = source()
         self._source, self._normal, self._lock = source, scale, threading.Lock()
-        self._run = now, now, scale  # the source's time, this clock's time then, and how fast it has run since
+        self._run: "Tuple[float, float, float]"  # the source's time, this clock's then, and how fast it has run since
+        self._set(now, now, scale)
 
     def __call__(self) -> float:
         """The time now."""
@@ -3977,6 +3918,10 @@ class Clock:
         if not 0 <= then <= LAST_CLOCK or not 0 <= scale < 1e9:
             raise ValueError("a clock can't show %r seconds since 1970, or run %r times as fast" % (then, scale))
         self._run = seen, then, scale
+
+
+def _several(words: "Iterable[str]") -> "List[str]":
+    return [words] if isinstance(words, str) else list(words)
 
 
 def is_loopback(host: str) -> bool:
@@ -4043,13 +3988,13 @@ class Emulator:
         if not 0 <= check(port, int, "port") <= 65535:
             raise ValueError("port must be from 0 to 65535, not %r" % port)
         self.clock = clock if isinstance(clock, Clock) else Clock(clock)
-        hosts = {name.lower() for name in [host, "localhost"] + list(allow_hosts)}
+        hosts = {name.lower() for name in [host, "localhost"] + _several(allow_hosts)}
         vm, events, lock = among or (0, None, threading.RLock())
         self._bench = Bench(
             self.clock, instance, log=log, profile=profile, cloud=cloud, versions=versions, as_of=as_of,
             rate_limit=rate_limit, identities=identities, load_balancer=load_balancer, attested_flaw=attested_flaw,
             attested_issuer=attested_issuer, only_hosts=hosts if is_loopback(host) else None, hosts=hosts,
-            control=control, vm=vm, events=events, faults=faults)
+            control=control, vm=vm, events=events, faults=_several(faults))
         self._address, self._has_control = (host, port), control
         self._lock, self._starting = lock, threading.Lock()
         self._server: "Any" = None
@@ -4079,10 +4024,12 @@ class Emulator:
 
     def wait(self, seconds: "Optional[float]" = None) -> bool:
         """Return when it has been stopped, or after ``seconds``, and whether it still runs; a signal interrupts."""
-        until = None if seconds is None else time.monotonic() + seconds
-        while self._thread and self._thread.is_alive() and (until is None or time.monotonic() < until):
-            self._thread.join(0.5)
-        return bool(self._thread)
+        left = 1e9 if seconds is None else seconds
+        until = time.monotonic() + left
+        while self._thread and self._thread.is_alive() and left > 0:
+            self._thread.join(min(0.5, left))
+            left = until - time.monotonic()
+        return bool(self._thread and self._thread.is_alive())
 
     def stop(self) -> None:
         """Close every connection and the port, at once."""
@@ -4099,8 +4046,7 @@ class Emulator:
         if thread and not own:
             thread.join()
 
-    def __enter__(self) -> "Emulator":
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -4235,8 +4181,7 @@ class ScaleSet:
         """As that of the first VM."""
         return self._vms[0].wait(seconds)
 
-    def __enter__(self) -> "ScaleSet":
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -4295,17 +4240,10 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
         return int(seconds) if re.match(r"[0-9]{1,9}\Z", seconds) else 0
 
     @property
-    def is_secret(self) -> bool:
-        """Whether a token may be in it."""
-        return "/metadata/identity" in self.url
-
-    @property
     def body(self) -> "Optional[str]":
         """The body as text, where it may be shown: of the identity service only what the contract says of it."""
-        text = self.data.decode("utf-8", "replace")
-        if not self.is_secret:
-            return str(text)
-        return text if text in _identity_refusals() else None
+        text = str(self.data.decode("utf-8", "replace"))
+        return text if "/metadata/identity" not in self.url or text in _identity_refusals() else None
 
     def __repr__(self) -> str:  # as in a traceback with the values of variables
         return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
@@ -4441,9 +4379,7 @@ class Client:
             check(check(document, dict, "it")["DocumentIncarnation"], int, "DocumentIncarnation")
             listed = check(document["Events"], list, "Events")
         except (ValueError, KeyError):
-            listed = None
-        if listed is None:
-            raise _not_imds(reply, "JSON of another shape")
+            raise _not_imds(reply, "JSON of another shape") from None
         try:
             self.ahead = (parse_time(reply.headers.get("date", "")) or self._clock()) - self._clock()
         except ValueError:  # an odd Date says nothing of the time
@@ -4464,19 +4400,16 @@ class Client:
         """Let scheduled events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
         call = self._call()
         body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
-        refusal: "Optional[Error]" = None
         try:
             reply = self._ask_events(call, body)
-        except Refused as error:
-            refusal = error
-        if refusal:
+        except Refused as refusal:
             if call.interrupted:  # an earlier try may have been taken, and only its answer lost
                 waiting = [event["EventId"].upper() for event in self._events(call)[0]["Events"]
                            if event["EventStatus"] == "Scheduled"]
                 if not set(waiting).intersection(each.upper() for each in event_ids):
                     return
             raise Refused("%s; is there such an event (still)? The list of events says" % refusal,
-                          refusal.status, refusal.body, refusal.url)
+                          refusal.status, refusal.body, refusal.url) from None
         text = reply.data.strip()
         answer = parsed_or_none(text) if text else {}
         if answer is None or isinstance(answer, dict) and "error" in answer:
@@ -4589,15 +4522,14 @@ class Client:
         call = self._call()
         query = urllib.parse.urlencode({"nonce": nonce} if nonce else {})
         reply = self._ask_newest("/metadata/attested/document", query, call)
-        document, problem = _content(reply), ""
+        document = _content(reply)
         try:
             content = attested_content(document)
             stamps = [_attested_time(content["timeStamp"][name]) for name in ("createdOn", "expiresOn")]
             signed_nonce, vm_id = content["nonce"], content["vmId"]
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            problem = "something that is not an attested document (%s)" % error
-        if problem:
-            raise _not_imds(reply, problem)
+            raise _not_imds(reply, "something that is not an attested document (%s)" % error) from None
+        problem = ""
         if nonce and signed_nonce != nonce:
             problem = "it answers nonce %r, not %r" % (signed_nonce, nonce)
         elif vm_id != self._node(self._instance(call), "compute/vmId"):
@@ -4628,13 +4560,11 @@ class Client:
         self, verb: str, target: str, headers: "Mapping[str, str]",
     ) -> "Tuple[int, Mapping[str, str], bytes]":
         """Status, headers (names in any case) and body of one answer, whatever it is. Raises Unreachable, NotIMDS."""
-        url, row, problem = self.endpoint + target, self._patience(target), None
+        url, row = self.endpoint + target, self._patience(target)
         try:
             reply = _fetch(url, None, _Limit(row, self._timer() + row.total, self._timer), verb, headers)
         except OSError as error:
-            problem = self._unreachable(url, error)
-        if problem:
-            raise problem
+            raise self._unreachable(url, error) from None
         return reply.status, reply.headers, reply.data
 
     def control(self, verb: str, target: str, arguments: "Any" = None) -> "Any":
@@ -4653,7 +4583,7 @@ class Client:
     def _whole(self, target: str, call: "_Call") -> "Reply":
         """The answer to a target as it is, but that a version is put in where one is needed and none was given."""
         path, _, query = target.partition("?")
-        endpoint = _endpoint_of(path)
+        endpoint = parse_target(path).endpoint
         if endpoint is None or ENDPOINTS[endpoint].since is None or "api-version=" in query:
             return self._ask(target, call)
         if target == "/metadata/scheduledevents":
@@ -4662,22 +4592,19 @@ class Client:
 
     def _ask_newest(self, path: str, query: str, call: "_Call") -> "Reply":
         """Ask at the newest api-version that both sides know, unless one was chosen."""
-        endpoint = str(_endpoint_of(path))
+        endpoint = str(parse_target(path).endpoint)
         version, tried = self.api_version or self._negotiated.get(endpoint, NEWEST), []  # type: str, List[str]
         while True:
             tried.append(version)
-            refusal: "Optional[Error]" = None
             try:
                 reply = self._ask("%s?api-version=%s%s" % (path, version, query and "&" + query), call)
-            except (Refused, NotFound) as error:
-                refusal = error
-            if refusal is None:
                 self._negotiated[endpoint] = version
                 return reply
-            offered = [each for each in refusal.offered if each not in tried]
-            if self.api_version or not offered or len(tried) > 5:
-                raise refusal
-            version = offered[0]
+            except (Refused, NotFound) as error:
+                offered = [each for each in error.offered if each not in tried]
+                if self.api_version or not offered or len(tried) > 5:
+                    raise
+                version = offered[0]
 
     def _target(self, path: str) -> str:
         """The target of a request for ``path``, in whatever form it was written."""
@@ -4703,10 +4630,9 @@ class Client:
 
     def _patience(self, target: str) -> "Patience":
         """The row of PATIENCE for a target, with what was chosen for this client."""
-        path = target.partition("?")[0][len("/metadata/"):]
-        row = PATIENCE[next(each for each in PATIENCE if (path + "/").startswith(each and each + "/"))]
-        if path == "scheduledevents" and self._listed_events:
-            row = PATIENCE["scheduledevents again"]
+        endpoint = parse_target(target).endpoint or ""
+        again = " again" if endpoint == "scheduledevents" and self._listed_events else ""
+        row = PATIENCE.get(endpoint + again, PATIENCE[""])
         if self.timeout is not None:
             row = row._replace(connect=self.timeout, answer=self.timeout)
         return row if self.deadline is None else row._replace(total=self.deadline, gone=self.deadline)
@@ -4994,23 +4920,14 @@ def _is_foreign(reply: "Reply") -> bool:
     return reply.content_type == "text/html" and not reply.headers.get("server", "").startswith("Microsoft-IIS")
 
 
-def _endpoint_of(path: str) -> "Optional[str]":
-    """The key of ENDPOINTS that a path belongs to."""
-    below = path[len("/metadata/"):] + "/"
-    return next((each for each in ENDPOINTS if below.startswith(each + "/")), None)
-
-
 def _refuse_constant(word: str) -> "NoReturn":
     raise ValueError("%s is not JSON" % word)
-
-
-_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def _parse_json(data: bytes) -> "Any":
     """JSON in UTF-8, with or without a mark at its start, and without what is no JSON. Raises ValueError."""
     try:
-        return _decode_json(data.decode("utf-8").lstrip("\ufeff"))
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("too many brackets") from None
 
@@ -5053,7 +4970,7 @@ def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
 
 def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
     said = "something that is not shown here" if reply.body is None else " ".join(reply.body[:300].split())
-    if reply.is_secret and b'"invalid_resource"' in reply.data:
+    if reply.body is None and b'"invalid_resource"' in reply.data:
         said, advice = "invalid_resource", "is the resource right, like https://vault.azure.net?"
     error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said or "nothing more", advice),
                  reply.status, reply.body, reply.url)
@@ -5220,11 +5137,11 @@ def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
         return next(filter(None, differences), "")
     if not isinstance(node, dict):
         return "%s is no object" % path
-    missing, more = set(shown).difference(node), set(node).difference(shown)
+    missing = set(shown).difference(node)
     if missing or list(node) != sorted(node):
         return "%s %s" % (path or "it", "lacks " + ", ".join(sorted(missing)) if missing else "is not in order")
     differences = (_keys_differ(node[name], shown[name], (path + "." + name).strip("."))
-                   for name in node if name not in more)
+                   for name in node if name in shown)
     return next(filter(None, differences), "")
 
 
@@ -5364,7 +5281,7 @@ class Doctor:
         self._environ = os.environ if environ is None else environ
         self.facts: "List[Tuple[str, str, str]]" = []
         self.verdict, self.exit_code = "", 0
-        self._host = client.endpoint.partition("://")[2].rpartition(":")[0] or client.endpoint.partition("://")[2]
+        self._host = re.sub(r":\d+\Z", "", client.endpoint.partition("://")[2]).strip("[]")
         self._variables()
         self._proxies()
         self._place()
@@ -5433,13 +5350,10 @@ class Doctor:
         return "over %s%s" % (best[1], "" if int(best[2], 16) == 0 else ", by a gateway"), (
             "it has to be the primary interface of the VM")
 
-    def _ask(self, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
-        return self.client.ask_once("GET", target, headers)
-
     def _answers(self) -> None:
         target, begun = "/metadata/instance?api-version=2021-02-01", self.client._timer()
         try:
-            status, headers, body = self._ask(target, {})
+            status, headers, body = self.client.ask_once("GET", target, {})
         except Unreachable as error:
             return self._nobody(error)
         except NotIMDS as error:
@@ -5474,8 +5388,9 @@ class Doctor:
             self._fact("with the header", "status %d" % status, "")
             self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed")
             self._clock(headers.get("date", ""))
-            status, _, body = self._ask("/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
-                                        "https%3A%2F%2Fmanagement.azure.com%2F", {"Metadata": "true"})
+            target = ("/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
+                      "https%3A%2F%2Fmanagement.azure.com%2F")
+            status, _, body = self.client.ask_once("GET", target, {"Metadata": "true"})
             known_words = body.decode("utf-8", "replace") in _identity_refusals()
             self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
                        parsed_or_none(body).get("error_description", "") if known_words else "")
@@ -5492,7 +5407,7 @@ class Doctor:
 
     def _listed(self, target: str, name: str) -> "Tuple[int, List[Any], Mapping[str, str]]":
         """Status of an answer, a list in it, and its headers."""
-        status, headers, body = self._ask(target, {"Metadata": "true"})
+        status, headers, body = self.client.ask_once("GET", target, {"Metadata": "true"})
         answer = parsed_or_none(body)
         listed = answer.get(name) if isinstance(answer, dict) else None
         return status, listed if isinstance(listed, list) else [], headers
@@ -5793,23 +5708,20 @@ def _run_verify(options: "Any") -> int:
         last[0] = time.monotonic()
         return client.ask_once(verb, target, headers)
 
-    counts: "Dict[Tuple[str, str], int]" = {}
-    rows = []
+    marks, rows = ("documented", "observed", "chosen"), []  # type: Tuple[str, ...], List[Dict[str, str]]
+    summary = {mark: dict.fromkeys(("holds", "differs", "can't tell"), 0) for mark in marks}
     for row, verdict, why in verify(ask):
-        counts[row.mark, verdict] = counts.get((row.mark, verdict), 0) + 1
+        summary[row.mark][verdict] += 1
         rows.append({"check": row.name, "mark": row.mark, "request": row.verb + " " + row.target, "verdict": verdict,
                      "why": why})
         if not options.json:
             _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why)))
-    marks = ("documented", "observed", "chosen")
-    summary = {mark: {verdict: counts.get((mark, verdict), 0) for verdict in ("holds", "differs", "can't tell")}
-               for mark in marks}
     if options.json:
         _print(_json({"url": client.endpoint, "checks": rows, "summary": summary}))
     else:
         for mark in marks:
-            _print("%-10s  %d hold, %d differ, %d can't be told" % (
-                mark, summary[mark]["holds"], summary[mark]["differs"], summary[mark]["can't tell"]))
+            _print("%-10s  " % mark +
+                   "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % summary[mark])
     if sum(summary[mark]["holds"] for mark in marks) * 4 < len(rows) and rows[0]["why"].startswith("status"):
         raise NotIMDS("of %d checks hardly any holds: what answers at %s is not IMDS" % (len(rows), client.endpoint))
     return int(any(summary[mark]["differs"] for mark in (marks if options.strict else marks[:2])))
@@ -5874,15 +5786,17 @@ class _Watch:
         try:
             for document in self.client.poll_events(interval=interval):
                 self.show(document)
+                signals.held = True  # a handler that is being started must be known before it is to be ended
                 for event in self.known.values():
                     if name in event["Resources"]:
                         handlers.begin(event)
+                signals.held = False
+                if signals.came:
+                    raise KeyboardInterrupt
                 handlers.look(self.known)
                 self.count_down()
                 if not _has_reader():
                     raise BrokenPipeError()
-                if signals.came:
-                    raise KeyboardInterrupt
         finally:
             signals.ignore()
             handlers.end()
@@ -6342,16 +6256,17 @@ def _play(vm: "Emulator", options: "Any", vms: "Any" = ()) -> None:
 def _parts(options: "Any") -> "Dict[str, Any]":
     """The VM of a file or a profile, in its parts and complete."""
     if options.document is None:
-        return _with_settings(split_document({"instance": make_vm(options.profile or "linux")}), options)
-    if options.profile:
+        document = {"instance": make_vm(options.profile or "linux")}
+    elif options.profile:
         raise ValueError("a file or --profile, not both")
-    document = _read_json(options.document)
+    else:
+        document = _read_json(options.document)
     if not {"instance", "compute", "network"}.intersection(document):
         raise ValueError("%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot "
                          "prints" % options.document)
     try:
         parts = split_document(document)
-        complete_instance = complete(parts["instance"])
+        instance = complete(parts["instance"])
     except ValueError as error:
         raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
     for path, meant in misspelled(parts["instance"]):
@@ -6359,17 +6274,12 @@ def _parts(options: "Any") -> "Dict[str, Any]":
         if options.strict:
             raise ValueError(message)
         say("imds: warning: " + message)
-    return _with_settings(dict(parts, instance=complete_instance), options)
-
-
-def _with_settings(parts: "Dict[str, Any]", options: "Any") -> "Dict[str, Any]":
-    """A VM with what --set changes."""
     for setting in options.set:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
-        parts["instance"] = assign(parts["instance"], name, value)
-    return parts
+        instance = assign(instance, name, value)
+    return dict(parts, instance=instance)
 
 
 EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: the argument of schedule, and its reader
@@ -6486,15 +6396,16 @@ def _in_main_thread() -> bool:
 
 class _Signals:
     """SIGTERM is as Ctrl-C, until ``ignore()``. ``came``: whether one of them did, for an exception that is raised
-    while Python tidies up is lost."""
+    while Python tidies up is lost; ``held``: none is raised now."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.came = self.held = False
         self._set(self._interrupt)
 
-    def _interrupt(self, *_: object) -> "NoReturn":
+    def _interrupt(self, *_: object) -> None:
         self.came = True
-        raise KeyboardInterrupt
+        if not self.held:
+            raise KeyboardInterrupt
 
     def _set(self, handler: "Any") -> None:
         import signal

@@ -587,8 +587,8 @@ class Deadlines(Case):
             self.assertIsInstance(self.within(3, imds.get, endpoint=server.url, timeout=5, deadline=20), imds.NotIMDS)
 
     def test_a_silence_after_a_byte(self):
-        with Script([b"", b"H", b"", b"", b""], pace=0.3) as server:
-            self.assertIsInstance(self.within(0.6, imds.get, endpoint=server.url, deadline=0.4), imds.Unreachable)
+        with Script([b"", b"H", b"", b"", b""], pace=0.4) as server:
+            self.assertIsInstance(self.within(0.85, imds.get, endpoint=server.url, deadline=0.5), imds.Unreachable)
 
     def test_a_slow_answer_is_waited_for(self):
         with Script([b"", b"", reply()], pace=0.1) as server:

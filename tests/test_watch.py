@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -135,14 +136,14 @@ class Program(unittest.TestCase):
         document, = self.changes(url, 1, Back())
         vm.stop()
         self.assertEqual(len(document["Events"]), 1)
-        self.assertEqual(len(self.lines()), 1)
+        self.assertEqual(len(self.lines()), 1, self.lines())
         self.assertIn("nobody answers", self.lines()[0])
 
     def test_when_it_ends(self):
         for bad, least, most, kind, settings in (
-            (reply(500, b""), 20, 42, imds.Unavailable, {}), (reply(200, b"{"), 20, 30, imds.NotIMDS, {}),
-            (None, 20, 42, imds.Unreachable, {}), (reply(410, b""), 70, 142, imds.Unavailable, {}),
-            (reply(400, b"{}"), 20, 30, imds.Refused, {}), (reply(200, b"{"), 5, 7, imds.NotIMDS, {"deadline": 5}),
+            (reply(500, b""), 21, 43, imds.Unavailable, {}), (reply(200, b"{"), 21, 30, imds.NotIMDS, {}),
+            (None, 21, 43, imds.Unreachable, {}), (reply(410, b""), 71, 143, imds.Unavailable, {}),
+            (reply(400, b"{}"), 21, 30, imds.Refused, {}), (reply(200, b"{"), 6, 8, imds.NotIMDS, {"deadline": 5}),
         ):
             with self.subTest(bad=bad and bad[:60]):
                 patient = Patient()
@@ -167,7 +168,7 @@ class Case(unittest.TestCase):
         command = settings.pop("command", [sys.executable, "-W", "error", "-c", SCRIPT])
         process = subprocess.Popen(
             command + ["events", "--watch", "--interval", "0.05", "--endpoint", url] + list(arguments),
-            stdout=settings.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE, **settings)
+            stdout=settings.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE, bufsize=0, **settings)
         self.addCleanup(lambda: process.returncode is None and process.communicate())
         self.addCleanup(lambda: process.returncode is None and process.kill())
         return process
@@ -186,6 +187,11 @@ class Case(unittest.TestCase):
             self.assertLess(time.monotonic(), end, "it never came")
             time.sleep(0.01)
 
+    def line(self, pipe):
+        """The next line that a process prints."""
+        self.assertTrue(select.select([pipe], [], [], 8)[0], "it never came")
+        return pipe.readline()
+
     def looks(self, vm, count):
         """Let it look so many times more."""
         before = vm.requests[-1].number if vm.requests else 0
@@ -196,28 +202,28 @@ class Lines(Case):
     def test_what_comes_and_goes(self):
         with imds.Emulator() as vm:
             process = self.watch(vm.url)
-            self.assertEqual(process.stderr.readline(), b"imds: no scheduled events yet\n")
+            self.assertEqual(self.line(process.stderr), b"imds: no scheduled events yet\n")
             event_id = vm.schedule("Reboot")
-            self.assertRegex(process.stdout.readline().decode(), r"^Scheduled +Reboot +in 1[45]:\d\d +" + event_id)
+            self.assertRegex(self.line(process.stdout).decode(), r"^Scheduled +Reboot +in 1[45]:\d\d +" + event_id)
             vm.clock.advance(900)
-            self.assertRegex(process.stdout.readline().decode(), "^Started +Reboot +" + event_id)
+            self.assertRegex(self.line(process.stdout).decode(), "^Started +Reboot +" + event_id)
             vm.clock.advance(600)
-            self.assertRegex(process.stdout.readline().decode(), "^Gone +Reboot +" + event_id)
+            self.assertRegex(self.line(process.stdout).decode(), "^Gone +Reboot +" + event_id)
             self.assertEqual(self.end(process), ("", ""))
 
     def test_with_a_parent_that_ignores_interrupts(self):
         with imds.Emulator() as vm:
             command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", SCRIPT]
             process = self.watch(vm.url, command=command)
-            process.stderr.readline()
+            self.line(process.stderr)
             self.end(process)
 
     def test_as_json(self):
         with imds.Emulator() as vm:
             process = self.watch(vm.url, "--json")
-            self.assertEqual(json.loads(process.stdout.readline().decode())["Events"], [])
+            self.assertEqual(json.loads(self.line(process.stdout).decode())["Events"], [])
             vm.schedule("Reboot")
-            self.assertEqual(len(json.loads(process.stdout.readline().decode())["Events"]), 1)
+            self.assertEqual(len(json.loads(self.line(process.stdout).decode())["Events"]), 1)
             self.looks(vm, 3)
             self.assertEqual(self.end(process), ("", ""))
 
@@ -225,14 +231,14 @@ class Lines(Case):
         with imds.Emulator() as vm:
             vm.schedule("Reboot", resources=["a\x1b[2J"], description="\x1b[31mboo\x07")
             process = self.watch(vm.url)
-            self.assertTrue(process.stdout.readline().endswith(b"  a?[2J  ?[31mboo?\n"))
+            self.assertTrue(self.line(process.stdout).endswith(b"  a?[2J  ?[31mboo?\n"))
             self.end(process)
 
     def test_half_a_character_and_much_text(self):
         with Script(lambda request: reply() if "/instance" in request else listed(
                 event("E1", description="\\ud800"), event("E2", description="x" * 300000))) as server:
             process = self.watch(server.url, "--exec", "true")
-            self.assertIn(b"E2", process.stdout.readline())
+            self.assertIn(b"E2", self.line(process.stdout))
             self.until(lambda: any(request.startswith("POST") for request in server.requests))
             self.end(process)
 
@@ -240,7 +246,7 @@ class Lines(Case):
         with imds.Emulator() as vm:
             vm.schedule("Reboot")
             process = self.watch(vm.url)
-            process.stdout.readline()
+            self.line(process.stdout)
             process.stdout.close()
             self.assertEqual(process.wait(5), 0)
             self.assertEqual(process.stderr.read(), b"")
@@ -345,6 +351,7 @@ class Handlers(Case):
             for at, (number, _, termed) in enumerate(rows):
                 with self.subTest(number=number, termed=termed):
                     self.until(lambda: self.read("pid%d" % at))  # noqa: B023
+                    self.looks(vm, 20)
                     begun = time.monotonic()
                     errors = self.end(processes[at], number)[1]
                     self.assertLess(time.monotonic() - begun, 3)
@@ -353,6 +360,20 @@ class Handlers(Case):
                     with self.assertRaises(ProcessLookupError):
                         os.kill(int(self.read("pid%d" % at)), 0)
             self.assertEqual(self.statuses(vm), ["Scheduled"])
+
+    def test_a_signal_while_a_handler_is_being_started(self):
+        script = SCRIPT.replace("imds.main()", (
+            "import os, subprocess; popen = subprocess.Popen; subprocess.Popen = lambda *arguments, **settings: "
+            "(popen(*arguments, **settings), os.kill(os.getpid(), 15))[0]; imds.main()"))
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot")
+            hangs = "echo $$ >>%s; for _ in $(seq 100); do sleep 0.05; done" % self.path("pid")
+            process = self.watch(vm.url, "--exec", hangs, command=[sys.executable, "-c", script])
+            process.wait(10)
+        self.assertEqual(process.returncode, 130)
+        if self.read("pid"):  # else it came to nothing
+            with self.assertRaises(ProcessLookupError):
+                os.kill(int(self.read("pid")), 0)
 
     def test_one_that_hangs_while_the_service_is_gone(self):
         with imds.Emulator() as vm:
@@ -378,7 +399,7 @@ class Handlers(Case):
         open(self.path("go"), "w").close()
         lines = []
         while not any("will be sent again" in line for line in lines):
-            lines.append(process.stderr.readline().decode())
+            lines.append(self.line(process.stderr).decode())
             self.assertTrue(lines[-1], lines)
         vm.start()
         self.addCleanup(vm.stop)
