@@ -2029,14 +2029,13 @@ class Service:
 
     def set_load_balancer(self, document: "Any") -> None:
         """Put the VM behind a load balancer: of this document, or, for True, of a sample."""
-        import copy
-
         if isinstance(document, dict):
             check_plain(document, "loadbalancer")
             check_load_balancer(document)
+            document = json.loads(json.dumps(document))  # a copy
         elif document is not None and not isinstance(document, bool):
             raise ValueError("load_balancer must be true, false or an object, not %s" % kind_of(document))
-        self.balance = copy.deepcopy(document)
+        self.balance = document
 
     def new_turn(self) -> None:
         """Say that what was asked so far has been answered: what follows did not come at the same time."""
@@ -2389,6 +2388,7 @@ def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
+SECRET_HEADER = "authorization|cookie|secret|token|key"  # in the name of a header that the journal masks
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # in no locale
 LAST_CLOCK = 32503679999  # the end of the year 2999, where the clocks of Windows end
@@ -3047,8 +3047,8 @@ def _expected(path: "Any", *, verb: "Any" = None, headers: "Any" = None, query: 
 def masked(exchange: "Exchange") -> "Exchange":
     """An exchange without its secrets, tokens and Authorization, and no longer than the journal keeps."""
     request, response = exchange.request, exchange.response
-    secret = [name for name in request.headers if re.search("authorization|cookie|secret|token|key", name)]
-    if secret:
+    if re.search(SECRET_HEADER, " ".join(request.headers)):
+        secret = [name for name in request.headers if re.search(SECRET_HEADER, name)]
         request = request._replace(headers=dict(request.headers, **dict.fromkeys(secret, "(masked)")))
     if request.body and "/identity" in request.target:
         request = request._replace(body=b"(masked)")

@@ -1,6 +1,8 @@
 """Room 10: the command line: what it prints, where, and how it ends."""
 
 import base64
+import contextlib
+import io
 import json
 import os
 import re
@@ -46,6 +48,9 @@ class Case(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.folder)
+        patch = mock.patch.object(imds.Emulator, "wait", return_value=False)  # what serves here does not go on
+        patch.start()
+        self.addCleanup(patch.stop)
 
     def file(self, name, content):
         path = os.path.join(self.folder, name)
@@ -140,6 +145,24 @@ class Get(Case):
         errors = process.stderr.read()
         process.stderr.close()
         self.assertEqual((process.wait(), errors), (0, b""))
+
+    def test_what_can_not_be_printed(self):
+        for system, number, code, error in (("nt", 22, 0, ""), ("posix", 22, 1, "imds: no luck\n"), ("nt", 28, 1, "imds: no luck\n")):
+            out = mock.Mock()
+            out.buffer.write.side_effect = OSError(number, "no luck")  # 22 is what Windows says of a reader that is gone
+            with mock.patch.object(imds.os, "name", system), mock.patch.object(imds.os, "dup2"):
+                errors = io.StringIO()
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+                    self.assertEqual(imds.main(["get", "compute/name", "--endpoint", self.vm.url]), code)
+            self.assertEqual(errors.getvalue(), error)
+
+    def test_an_answer_of_many_levels(self):
+        for levels, codes in ((60, (0, 0)), (900, (0, 2)), (5000, (5, 5))):
+            body = b'{"compute":{"x":' + b"[" * levels + b"]" * levels + b"}}"
+            with Script(lambda request: reply(200, body) if "/instance" in request else reply(404, b"{}")) as server:  # noqa: B023
+                for arguments, code in ((["snapshot"], codes[0]), (["snapshot", "--redact"], codes[1]), (["get"], codes[0])):
+                    got = call(*arguments + ["--endpoint", server.url])
+                    self.assertEqual((got[0], got[2].count("\n")), (code, int(code > 0)), got[2])
 
     def test_indented_on_a_terminal(self):
         try:
@@ -450,8 +473,9 @@ class Serving(Case):
 
     def test_an_event_in_full(self):
         with serving("--event", "Preempt:in=1h,resources=web_1+web_2,source=User,duration=2m,description=one, two=2, three",
-                     "--event", "Freeze:description=a,b,in=5") as said:
-            one, other = said[0].events()["Events"]
+                     "--event", "Freeze:description=a,b,in=5", "--event", "Reboot:in=-1000s") as said:
+            one, other, past = said[0].events()["Events"]
+        self.assertEqual((past["EventStatus"], past["NotBefore"]), ("Started", ""))  # not gone unseen
         self.assertEqual((one["Resources"], one["EventSource"], one["DurationInSeconds"], one["Description"]),
                          (["web_1", "web_2"], "User", 120, "one, two=2, three"))
         self.assertEqual(other["Description"], "a,b")

@@ -374,5 +374,6 @@ class Log(unittest.TestCase):
         self.assertTrue(lines[2].endswith('"GET /\\x22\\x1b[31m HTTP/1.1" 400 not an HTTP request'))
         self.assertRegex(lines[3], r'^::1 - - \[.*\] "\\x16\\x03\\x01" 400 not an HTTP request$')
         self.assertTrue(lines[4].endswith('"POST /x HTTP/1.1" 413 body too large'))
+        self.assertIn("/Feb/2026 ", lines[0])  # in no locale
         self.assertEqual(len(lines), 5)
         self.assertTrue(all("\n" not in line for line in lines))
