@@ -6028,6 +6028,8 @@ class _Log:
     def __call__(self, line: str) -> None:
         import threading
 
+        if sys.stderr is None:  # closed; what has its number now is something else, a client's socket perhaps
+            return
         self._lines.append(line)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="imds-log", daemon=True)
