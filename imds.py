@@ -1,4 +1,4 @@
-"""Both halves of the Azure Instance Metadata Service (IMDS), in one file and the standard library.
+"""Both halves of the Azure Instance Metadata Service (IMDS) and a test bench, in one file and the standard library.
 
 The client asks the service of the VM it runs on:
 
@@ -24,10 +24,10 @@ The file has ten rooms. Each knows only the rooms above it:
      3 documents     what a VM is made of: built-in ones, checks, changes, redaction
      4 signatures    RSA, DER, X.509, PKCS#7, JWT: enough for a token and an attested document
      5 service       one request in, one response out; every rule, in the order of the service
-     6 bench         what a test does to a service: the operations, by name
+     6 bench         what a test does to a service: operations by name, faults, a journal, a judge of clients
      7 http          HTTP/1.1 as a pure machine: bytes in, bytes out
      8 emulator      the service on a port, by way of http.server
-     9 client        urllib to a service
+     9 client        urllib to a service; is it one, and why can't it be reached
     10 command line  argparse, printing, exit codes
 """
 

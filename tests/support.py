@@ -314,3 +314,17 @@ def serving(*arguments):
         finally:
             over.set()
             thread.join()
+
+
+def reserved_port(case):
+    """A port at which nobody listens, and which nobody else gets while the test lasts; an Emulator may have it."""
+    holder = socket.socket()
+    if os.name == "posix":  # elsewhere it could not be had by an Emulator either
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    if os.name == "posix":
+        case.addCleanup(holder.close)
+    else:
+        holder.close()
+    return port

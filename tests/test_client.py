@@ -15,7 +15,7 @@ import warnings
 from unittest import mock
 
 import imds
-from tests.support import CLOSED, DOCUMENT, HTML, JSON, TEXT, XML, Patient, Script, claims, reply
+from tests.support import CLOSED, DOCUMENT, HTML, JSON, TEXT, XML, Patient, Script, claims, reply, reserved_port
 
 VAULT = "https://vault.azure.net"
 TOKEN_PATH = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net"
@@ -35,13 +35,6 @@ def token_answer(**values):
 def events(*listed, incarnation=1):
     """An answer with a list of events, each as JSON."""
     return reply(200, ('{"DocumentIncarnation":%d,"Events":[%s]}' % (incarnation, ",".join(listed))).encode())
-
-
-def free_port():
-    """A port that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def error_of(function, *arguments, **settings):
@@ -483,7 +476,7 @@ class Patience(Case):
         self.assertIsInstance(error, imds.Unavailable)
 
     def test_a_vm_that_moves(self):
-        port = free_port()
+        port = reserved_port(self)
         for away in ("refused", "reset"):
             patient = Patient()
             vm = imds.Emulator(port=port)
@@ -553,12 +546,12 @@ class Deadlines(Case):
             silent.bind(("127.0.0.1", 0))
             silent.listen(5)
             url = "http://127.0.0.1:%d" % silent.getsockname()[1]
-            error = self.within(1.5, imds.get, "compute/name", endpoint=url, timeout=0.2)
+            error = self.within(1.5, imds.get, "compute/name", endpoint=url, timeout=0.1)
             self.assertIsInstance(error, imds.Unreachable)
             self.assertIn("something listens at " + url, str(error))
             self.assertIn("does not answer in time", str(error))
             self.assertNotIn("nobody", str(error))
-            self.within(1, imds.get, endpoint=url, deadline=0.3)
+            self.within(1, imds.get, endpoint=url, deadline=0.2)
 
     def test_trickles(self):
         answer = reply()
@@ -818,7 +811,7 @@ class Tokens(Case):
                     client.token(VAULT)
 
     def test_it_stays_with_its_endpoint(self):
-        port = free_port()
+        port = reserved_port(self)
         with imds.Emulator(port=port, identities=["user:one"]) as vm, mock.patch.dict(os.environ, vm.environ):
             first = imds.token(VAULT)
             vm.clock.advance(25 * 3600)

@@ -17,7 +17,7 @@ import warnings
 from unittest import mock
 
 import imds
-from tests.support import FILE, POST, REQUEST, Jump, status
+from tests.support import FILE, POST, REQUEST, Jump, reserved_port, status
 
 WHOLE = REQUEST.replace(b"/compute/name", b"").replace(b"&format=text", b"")
 
@@ -317,11 +317,8 @@ class Threads(Case):
         self.assertRaises(RuntimeError, lambda: vm.url)
 
     def test_a_start_waits_for_the_stop_before_it(self):
-        vm, held, go_on = self.start(), threading.Event(), threading.Event()
-        vm = imds.Emulator(port=vm.port, log=lambda line: (held.set(), go_on.wait(5)))
-        vm_port = vm._address[1]
-        self.doCleanups()  # the first is stopped, and the port is free
-        vm.start()
+        port, held, go_on = reserved_port(self), threading.Event(), threading.Event()
+        vm = imds.Emulator(port=port, log=lambda line: (held.set(), go_on.wait(5))).start()
         self.addCleanup(vm.stop)
         self.connect(vm).sendall(REQUEST)
         self.assertTrue(held.wait(5))
@@ -333,7 +330,7 @@ class Threads(Case):
         self.assertTrue(started.wait(5))
         stopping.join()
         starting.join()
-        self.assertEqual(imds.get("compute/name", endpoint="http://127.0.0.1:%d" % vm_port), "avset2")
+        self.assertEqual(imds.get("compute/name", endpoint="http://127.0.0.1:%d" % port), "avset2")
 
     def test_no_thread_to_be_had(self):
         before = leftovers()
@@ -364,9 +361,7 @@ class Threads(Case):
         self.assertFalse(thread.is_alive())
 
     def test_stop_and_start_from_within_on_a_fixed_port(self):
-        with imds.Emulator() as vm:
-            port = vm.port
-        lines = []
+        port, lines = reserved_port(self), []
 
         def log(line):
             lines.append(line)

@@ -15,7 +15,7 @@ import time
 import unittest
 
 import imds
-from tests.support import FILE, HTML, Patient, Script, reply
+from tests.support import FILE, HTML, Patient, Script, reply, reserved_port
 
 EVENT = ('{"EventId":"%s","EventStatus":"%s","EventType":"Reboot","ResourceType":"VirtualMachine","Resources":["avset2"],'
          '"NotBefore":"%s","Description":"%s","EventSource":"Platform","DurationInSeconds":-1}')
@@ -120,9 +120,7 @@ class Program(unittest.TestCase):
         self.assertEqual(len(self.lines()), 2)  # again after it was well again
 
     def test_a_service_that_comes_back(self):
-        vm = imds.Emulator().start()
-        url, port = vm.url, vm.port
-        vm.stop()
+        port = reserved_port(self)
         vm = imds.Emulator(port=port)
 
         class Back(Patient):
@@ -133,7 +131,7 @@ class Program(unittest.TestCase):
 
         started = []
         vm.schedule("Reboot")
-        document, = self.changes(url, 1, Back())
+        document, = self.changes("http://127.0.0.1:%d" % port, 1, Back())
         vm.stop()
         self.assertEqual(len(document["Events"]), 1)
         self.assertEqual(len(self.lines()), 1, self.lines())
@@ -351,7 +349,7 @@ class Handlers(Case):
             for at, (number, _, termed) in enumerate(rows):
                 with self.subTest(number=number, termed=termed):
                     self.until(lambda: self.read("pid%d" % at))  # noqa: B023
-                    self.looks(vm, 20)
+                    self.looks(vm, 2 * len(processes))
                     begun = time.monotonic()
                     errors = self.end(processes[at], number)[1]
                     self.assertLess(time.monotonic() - begun, 3)
@@ -388,9 +386,7 @@ class Handlers(Case):
             os.kill(int(self.read("pid")), 0)
 
     def test_an_approval_is_kept_while_the_service_is_away(self):
-        with imds.Emulator() as vm:
-            port = vm.port
-        vm = imds.Emulator(port=port).start()
+        vm = imds.Emulator(port=reserved_port(self)).start()
         vm.schedule("Reboot")
         waits = "touch %s; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.path("begun"), self.path("go"))
         process = self.watch(vm.url, "--exec", waits)
