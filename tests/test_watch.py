@@ -367,7 +367,7 @@ class Handlers(Case):
             vm.schedule("Reboot")
             hangs = "echo $$ >>%s; for _ in $(seq 100); do sleep 0.05; done" % self.path("pid")
             process = self.watch(vm.url, "--exec", hangs, command=[sys.executable, "-c", script])
-            process.wait(10)
+            process.communicate(timeout=10)
         self.assertEqual(process.returncode, 130)
         if self.read("pid"):  # else it came to nothing
             with self.assertRaises(ProcessLookupError):
