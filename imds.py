@@ -4685,6 +4685,8 @@ class Client:
             return Unreachable("something listens at %s but does not answer in time; %sis it the service?" % (url, led),
                                url=url)
         why = problem.strerror or str(problem) or type(problem).__name__
+        if isinstance(problem, ConnectionResetError):
+            return Unreachable("what listens at %s broke off (%s); %sis it the service?" % (url, why, led), url=url)
         return Unreachable("nobody answers at %s (%s); %son an Azure VM check the route to %s, elsewhere start an "
                            "emulator with 'python3 -m imds serve'" % (url, why, led, DEFAULT_ENDPOINT), url=url)
 
@@ -5834,6 +5836,7 @@ class _Handlers:
         self.running: "Dict[str, Any]" = {}
         self.begun: "set[str]" = set()
         self.approvals: "List[str]" = []
+        self.is_late = False  # an approval could not be sent, and this was said
 
     def begin(self, event: "Mapping[str, Any]") -> None:
         """Run the command for an event, once."""
@@ -5857,7 +5860,7 @@ class _Handlers:
         self.approvals = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
         together = [self.approvals] if self.approvals else []
         while together:
-            batch = together.pop(0)
+            batch, was_late, self.is_late = together.pop(0), self.is_late, False
             try:
                 self.client.approve(*batch)
                 self.approvals = [each for each in self.approvals if each not in batch]
@@ -5868,7 +5871,9 @@ class _Handlers:
                     self.approvals.remove(batch[0])
                     say("imds: %s" % error)
             except Error as error:
-                say("imds: %s; the approval will be sent again" % error)
+                if not was_late:
+                    say("imds: %s; the approval will be sent again" % error)
+                self.is_late = True
                 return
 
     def report(self, event_id: str) -> bool:

@@ -450,6 +450,7 @@ class Patience(Case):
         result, pauses, _ = self.ask(None)
         self.assertIsInstance(result, imds.Unreachable)
         self.assertIsInstance(result, OSError)
+        self.assertIn(" broke off (", str(result))
         self.assertLess(sum(pauses), 20)
 
     def test_a_silence_is_tried_once_more(self):

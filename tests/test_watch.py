@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 import imds
 from tests.support import FILE, HTML, Patient, Script, reply, reserved_port
@@ -402,6 +403,19 @@ class Handlers(Case):
         self.until(lambda: self.statuses(vm) == ["Started"])
         lines += self.end(process)[1].splitlines()
         self.assertEqual(len([line for line in lines if "will be sent again" in line]), 1, lines)
+
+    def test_the_same_absence_is_said_once(self):
+        away, gone = imds.Unreachable("nobody is there"), imds.NotFound("no such event")
+        client = mock.Mock()
+        client.approve.side_effect = [away, away, None, away, away, gone, away, away]
+        handlers = imds._Handlers(None, client)
+        said = []
+        for _ in range(8):
+            handlers.approvals = handlers.approvals or ["E1"]
+            with mock.patch("imds.say", said.append):
+                handlers.look({"E1": {"EventStatus": "Scheduled"}})
+        again = "imds: nobody is there; the approval will be sent again"
+        self.assertEqual(said, [again, again, "imds: no such event", again])
 
     def test_of_a_batch_one_is_refused(self):
         posts = []
