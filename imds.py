@@ -444,13 +444,14 @@ HEADERS = {
 IMDS_SERVER, IIS_SERVER = "IMDS/150.870.65.1854", "Microsoft-IIS/10.0"
 
 # What a step of a playbook may be: a status, with its row of REFUSALS; an answer of somebody else, with its status,
-# content type and body; or a manner in which the right answer is given.
+# content type, body and what it is; or a manner in which the right answer is given.
 FAULT_STATUSES = {"400": "bad-request", "403": "denied", "404": "path", "410": "gone", "429": "throttled",
                   "500": "failed", "502": "bad-gateway", "503": "unavailable", "504": "gateway-timeout"}
 FAULT_ANSWERS = {
-    "portal": (200, HTML_TYPE, b"<!DOCTYPE html><title>Welcome</title><p>Please log in to use this network.\n"),
-    "huge": (200, JSON_TYPE, b'{"compute":{"name":"$filler"}}'),
-    "redirect": (302, HTML_TYPE, b"<!DOCTYPE html><title>Moved</title>\n"),
+    "portal": (200, HTML_TYPE, b"<!DOCTYPE html><title>Welcome</title><p>Please log in to use this network.\n",
+               "an HTML page"),
+    "huge": (200, JSON_TYPE, b'{"compute":{"name":"$filler"}}', "more than a client may read"),
+    "redirect": (302, HTML_TYPE, b"<!DOCTYPE html><title>Moved</title>\n", "to another place"),
 }
 FAULT_MANNERS = {
     "ok": "as it should be", "reset": "the connection is reset", "hang": "never, until the client gives up",
@@ -541,9 +542,9 @@ class Refused(Error):
 
 
 class Unreachable(Error, OSError):
-    """Nobody answered, or not in time. Also an OSError."""
+    """Nobody answered, or not in time. Also an OSError. ``silent`` (bool): somebody listens, and says nothing."""
 
-    exit_code = 3
+    exit_code, silent = 3, False
 
 
 class Unavailable(Error):
@@ -595,6 +596,15 @@ def find(document: "Any", names: "Iterable[str]") -> "Any":
         else:
             raise KeyError(name)
     return node
+
+
+def has(document: "Any", names: "Iterable[str]") -> bool:
+    """Whether the names and list indexes lead anywhere in ``document``."""
+    try:
+        find(document, names)
+        return True
+    except KeyError:
+        return False
 
 
 def nearest_of(word: str, words: "Iterable[str]", cutoff: float) -> "Optional[str]":
@@ -713,13 +723,8 @@ def everything() -> "Dict[str, Any]":
 def since(path: str) -> "Optional[str]":
     """The api-version that added the field at ``path`` ("compute/zone"), or None where no table knows it."""
     names = ["0" if name.isdigit() else name for name in path.split("/") if name]
-    for version in sorted(set(VERSIONS).union(UNLISTED_VERSIONS).difference([PREVIEW])):
-        try:
-            find(template(version), names)
-            return version
-        except KeyError:
-            pass
-    return None
+    versions = sorted(set(VERSIONS).union(UNLISTED_VERSIONS).difference([PREVIEW]))
+    return next((version for version in versions if has(template(version), names)), None)
 
 
 def fields_until(version: str, rows: "Mapping[str, str]") -> "Dict[str, Any]":
@@ -2035,7 +2040,14 @@ class Service:
             document = json.loads(json.dumps(document))  # a copy
         elif document is not None and not isinstance(document, bool):
             raise ValueError("load_balancer must be true, false or an object, not %s" % kind_of(document))
-        self.balance = document
+        self._balance = document
+
+    def load_balancer(self) -> "Optional[Dict[str, Any]]":
+        """The load balancer's document, or None where there is none."""
+        if self._balance in (None, False):
+            return None
+        balance = sample_balance(self.instance) if self._balance is True else self._balance
+        return {"loadbalancer": order_balance(balance)}
 
     def new_turn(self) -> None:
         """Say that what was asked so far has been answered: what follows did not come at the same time."""
@@ -2188,9 +2200,10 @@ class Service:
 
     def load_balancer_document(self, asked: "Target", request: "Request") -> "Any":
         """The load balancer's document, or 404 where there is none."""
-        if self.balance in (None, False):
+        document = self.load_balancer()
+        if document is None:
             raise Rejection("no-load-balancer")
-        return {"loadbalancer": order_balance(sample_balance(self.instance) if self.balance is True else self.balance)}
+        return document
 
     def identity_info(self, asked: "Target", request: "Request") -> "Any":
         """The tenant."""
@@ -2553,8 +2566,7 @@ class Bench:
         if load_balancer is not None:
             self.service.set_load_balancer(load_balancer)
             self._moment = None
-        balance = sample_balance(self.service.instance) if self.service.balance is True else self.service.balance
-        return None if balance in (None, False) else {"loadbalancer": order_balance(balance)}
+        return self.service.load_balancer()
 
     def attested(
         self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None,
@@ -2712,7 +2724,7 @@ class Bench:
             rule = FAULT_STATUSES[step.action]
             return self.service.refuse("throttled-text" if rule == "throttled" and as_text else rule, request)
         if step.action in FAULT_ANSWERS:
-            status, content_type, body = FAULT_ANSWERS[step.action]
+            status, content_type, body, _ = FAULT_ANSWERS[step.action]
             body = body.replace(b"$filler", b"x" * FILLER_SIZE) if b"$filler" in body else body
             headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
             if step.action == "redirect":
@@ -3389,8 +3401,8 @@ class Conversation:
     """HTTP with one client.
 
     ``ending``: "" while it goes on; once all is sent, the connection is to "close", to be "reset", or to "hang" until
-    the client ends it. ``in_request``: a request has
-    begun and is not complete. ``pending``: more could be answered at once; ``receive()`` goes on.
+    the client ends it. ``in_request``: a request has begun and is not complete. ``pending``: more could be answered
+    at once; ``receive()`` goes on.
     """
 
     def __init__(self, bench: "Bench", peer: str = "127.0.0.1") -> None:
@@ -4130,6 +4142,7 @@ class Emulator:
             with self._lock:
                 self._bench.watchers.remove(came.set)
 
+
 class ScaleSet:
     """The VMs of one scale set, each an Emulator at a port of its own, with one clock and one list of scheduled
     events: an approval by one starts an event for all.
@@ -4682,10 +4695,12 @@ class Client:
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
         led = "%s leads there; " % self._led_by if self._led_by else ""
         if isinstance(problem, _Silence):
-            return Unreachable("something listens at %s but does not answer in time; %sis it the service?" % (url, led),
-                               url=url)
+            error = Unreachable(
+                "something listens at %s but does not answer in time; %sis it the service?" % (url, led), url=url)
+            error.silent = True
+            return error
         why = problem.strerror or str(problem) or type(problem).__name__
-        if isinstance(problem, ConnectionResetError):
+        if not _is_nobody(problem):
             return Unreachable("what listens at %s broke off (%s); %sis it the service?" % (url, why, led), url=url)
         return Unreachable("nobody answers at %s (%s); %son an Azure VM check the route to %s, elsewhere start an "
                            "emulator with 'python3 -m imds serve'" % (url, why, led, DEFAULT_ENDPOINT), url=url)
@@ -5055,13 +5070,13 @@ chosen      path                GET   true   field of a later version     {i}/co
 chosen      path                GET   true   index out of range           {i}/network/interface/99{v}
 observed    path                GET   true   dots in the path             {m}/./instance{v}
 observed    object              GET   true   slash at the end             {i}/compute/{v}
-observed    leaf                GET   true   slash at the end of a leaf   {i}/compute/vmId/{v}{text}
-observed    leaf                GET   true   doubled slash                {i}/network/interface/0//macAddress{v}{text}
+observed    value               GET   true   slash at the end of a leaf   {i}/compute/vmId/{v}{text}
+observed    value               GET   true   doubled slash                {i}/network/interface/0//macAddress{v}{text}
 observed    compute             GET   true   compute is not wrapped       {i}/compute{v}
 documented  object              GET   true   network is not wrapped       {i}/network{v}
 observed    list                GET   true   a list is a bare list        {i}/network/interface{v}
 observed    object              GET   true   format=json of a container   {i}/compute/plan{v}&format=json
-observed    leaf                GET   true   leaf as text                 {i}/compute/vmId{v}{text}
+observed    value               GET   true   leaf as text                 {i}/compute/vmId{v}{text}
 documented  leaf-refused        GET   true   leaf without a format        {i}/compute/vmId{v}
 documented  leaf-refused        GET   true   leaf as JSON                 {i}/compute/vmId{v}&format=json
 chosen      leaf                GET   true   leaf refused, the words      {i}/compute/vmId{v}
@@ -5077,7 +5092,7 @@ observed    no-identity         GET   true   token of nobody              {token
 observed    loadbalancer        GET   true   load balancer                {m}/loadbalancer{v}
 observed    attested            GET   true   attested document            {m}/attested/document{v}&nonce=1234567890
 chosen      version-of-another  GET   true   attested before its time     {m}/attested/document?api-version=2018-04-02
-documented  events              GET   true   scheduled events             {m}/scheduledevents?api-version=2020-07-01
+documented  event-list          GET   true   scheduled events             {m}/scheduledevents?api-version=2020-07-01
 documented  metadata            GET   -      events without the header    {m}/scheduledevents?api-version=2020-07-01
 observed    version-of-another  GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
 observed    json-headers        GET   true   headers of JSON              {i}{v}
@@ -5094,7 +5109,7 @@ CONTRACT_CHECKS += [Check("documented", "instance", "GET", "true", "document at 
 def judge(check_row: "Check", version: str, status: int, headers: "Mapping[str, str]", body: bytes) -> str:
     """Why an answer is not as a check wants it, or "". ``version``: of the request; headers: names in lower case."""
     expected = check_row.expected
-    if expected in SHAPES and (expected != "leaf" or check_row.mark != "chosen"):
+    if expected in SHAPES:
         wanted, shape = SHAPES[expected]
         if status not in wanted:
             return "status %d, not %s" % (status, " or ".join(map(str, wanted)))
@@ -5202,13 +5217,13 @@ SHAPES: "Dict[str, Tuple[Tuple[int, ...], Callable[..., str]]]" = {
     "compute": ((200,), lambda status, version, headers, body: _shape_of_instance(
         status, version, headers, b'{"compute":%s,"network":{"interface":[]}}' % body)),
     "object": ((200,), _shape_of_json(dict)), "list": ((200,), _shape_of_json(list)),
-    "leaf": ((200,), _shape_of_text(r"[^\n]*\Z")), "leaf-refused": ((400,), lambda *answer: ""),
+    "value": ((200,), _shape_of_text(r"[^\n]*\Z")), "leaf-refused": ((400,), lambda *answer: ""),
     "listing": ((200,), _shape_of_text(r"(\w+/?\n)*\w+/?\Z")), "indexes": ((200,), _shape_of_text(r"(\d+/\n)*\d+/\Z")),
     "versions": ((200,), _shape_of_json(dict, ["apiVersions"], False)),
     "tenant": ((200,), _shape_of_json(dict, ["tenantId"])),
     "token": ((200, 400), _shape_of_token), "loadbalancer": ((200, 404), _shape_of_balance),
     "attested": ((200,), _shape_of_json(dict, ["encoding", "signature"])),
-    "events": ((200,), _shape_of_json(dict, ["DocumentIncarnation", "Events"], False)),
+    "event-list": ((200,), _shape_of_json(dict, ["DocumentIncarnation", "Events"], False)),
     "json-headers": ((200,), _shape_of_headers),
 }
 
@@ -5323,11 +5338,11 @@ class Doctor:
         self._fact("chassis tag", tag or "not readable", "an Azure VM" if self.is_azure else
                    "no Azure VM" if tag else "whether this is an Azure VM can't be seen")
         self._fact("route", *self._route())
+        self.in_kubernetes = "KUBERNETES_SERVICE_HOST" in self._environ
         signs = [sign for sign, there in (
             ("/.dockerenv", os.path.exists(os.path.join(self._root, ".dockerenv"))),
             ("cgroup of a container", re.search("docker|kubepods|containerd|libpod", self._read("proc/1/cgroup"))),
-            ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_HOST" in self._environ)) if there]
-        self.in_kubernetes = "KUBERNETES_SERVICE_HOST" in self._environ
+            ("KUBERNETES_SERVICE_HOST", self.in_kubernetes)) if there]
         if signs:
             self._fact("container", ", ".join(signs), "the service answers a container only over the network of its VM")
 
@@ -5373,7 +5388,6 @@ class Doctor:
         return self._imds(who)
 
     def _nobody(self, error: "Unreachable") -> None:
-        silent = "does not answer in time" in str(error)
         self._fact("answers", "nothing")
         if self.in_kubernetes:
             why = "this is a pod, and AKS can keep pods from the service: use workload identity, or hostNetwork"
@@ -5382,7 +5396,7 @@ class Doctor:
         else:
             why = "%sstart an emulator with 'python3 -m imds serve'" % (
                 "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
-        self._conclude("%s at %s; %s" % ("silence" if silent else "nobody listens", self.client.endpoint, why), 3)
+        self._conclude("%s at %s; %s" % ("silence" if error.silent else "nobody listens", self.client.endpoint, why), 3)
 
     def _imds(self, who: str) -> None:
         try:
@@ -5669,7 +5683,7 @@ def _run_diff(options: "Any") -> int:
     names = [name for name in options.prefix.split("/") if name]
     names = names[1:] if names[:1] == ["metadata"] else names
     names = ["instance"] + names if names and names[0] not in PARTS else names
-    if not any(_is_there(vm, names) for vm in vms):
+    if not any(has(vm, names) for vm in vms):
         raise ValueError("neither of the two has %s" % "/".join(names))
     count = 0
     for path, before, after in diff(*vms):
@@ -5678,14 +5692,6 @@ def _run_diff(options: "Any") -> int:
                 _print("%s: %s -> %s" % (leaf_path, _shown(one), _shown(other)))
                 count += 1
     return 1 if count else 0
-
-
-def _is_there(document: "Any", names: "List[str]") -> bool:
-    try:
-        find(document, names)
-        return True
-    except KeyError:
-        return False
 
 
 def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[Tuple[str, Any, Any]]":
@@ -5968,9 +5974,8 @@ def inspect_playbooks() -> str:
     lines = ["--fault '[WHERE:] STEP, STEP, ...': one step for each request that matches, then all is well again.", "",
              "WHERE     instance, identity, scheduledevents, POST scheduledevents, ...: a path below /metadata",
              "STEP      " + " ".join(FAULT_STATUSES)]
-    lines += ["          %-9s %s" % (name, text) for name, text in FAULT_MANNERS.items()]
-    lines += ["          %-9s %s" % row for row in (("portal", "an HTML page"), ("huge", "more than a client may read"),
-                                                    ("redirect", "to another place"), ("delay 3s", "alone or first"))]
+    steps = list(FAULT_MANNERS.items()) + [(name, row[-1]) for name, row in FAULT_ANSWERS.items()]
+    lines += ["          %-9s %s" % step for step in steps + [("delay 3s", "alone or first")]]
     lines += ["HOW OFTEN once, x2, for 60s, every 3, p 0.2, always", "", "situations:"]
     lines += ["  %-16s %-32s %s" % (name, row.playbook, row.text) for name, row in SITUATIONS.items()]
     return "\n".join(lines)
