@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -163,6 +164,9 @@ class Script:
             request += chunk
         if not request:
             return
+        length = re.search(rb"(?i)content-length: (\d+)", request)
+        while length and len(request.partition(b"\r\n\r\n")[2]) < int(length.group(1)):
+            request += client.recv(65536)
         self.requests.append(request.decode())
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         answer = answer(self.requests[-1]) if callable(answer) else answer

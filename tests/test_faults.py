@@ -323,8 +323,8 @@ class Situations(unittest.TestCase):
             self.assertRegex(out, r"(?m)\b%s\b" % word)
 
 
-class ClientsOfOurs(unittest.TestCase):
-    """The real client, with a time of its own, against each fault over a socket."""
+class OneEmulator(unittest.TestCase):
+    """One for all the tests of a class, put back before each."""
 
     @classmethod
     def setUpClass(cls):
@@ -336,6 +336,10 @@ class ClientsOfOurs(unittest.TestCase):
 
     def setUp(self):
         self.vm.reset()
+
+
+class ClientsOfOurs(OneEmulator):
+    """The real client, with a time of its own, against each fault over a socket."""
 
     def test_what_it_makes_of_each(self):
         for playbook, expected, pauses in (  # what comes, or the exception; how often it waits
@@ -385,18 +389,7 @@ class ClientsOfOurs(unittest.TestCase):
         self.assertNotIn("eyJ", str(caught.exception))
 
 
-class RawClients(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.vm = imds.Emulator().start()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.vm.stop()
-
-    def setUp(self):
-        self.vm.reset()
-
+class RawClients(OneEmulator):
     def connect(self, timeout=5):
         client = socket.create_connection(("127.0.0.1", self.vm.port), timeout=timeout)
         self.addCleanup(client.close)

@@ -427,7 +427,7 @@ class Handlers(Case):
                 return reply(400, b'{ "error": "Bad request" }') if "E2" in posts[-1] else reply(200, b"")
             return reply() if "/instance" in request else listed(event("E1"), event("E2"), event("E3"))
 
-        with Post(answer) as server:
+        with Script(answer) as server:
             waits = "touch %s/$EVENT_ID; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.folder, self.path("go"))
             process = self.watch(server.url, "--exec", waits)
             self.until(lambda: len(os.listdir(self.folder)) == 3)
@@ -456,20 +456,3 @@ class Handlers(Case):
             self.looks(vm, 4)
             self.assertEqual(self.end(process)[1], "")
             self.assertEqual([each for each in vm.requests if each.request.verb == "POST"], [])
-
-
-class Post(Script):
-    """A Script whose functions see the body of a request, too."""
-
-    def answer(self, client):
-        request = b""
-        while b"\r\n\r\n" not in request:
-            chunk = client.recv(65536)
-            if not chunk:
-                return
-            request += chunk
-        length = re.search(rb"(?i)content-length: (\d+)", request)
-        while length and len(request.partition(b"\r\n\r\n")[2]) < int(length.group(1)):
-            request += client.recv(65536)
-        self.requests.append(request.decode())
-        client.sendall(self.answers[0](self.requests[-1]))
