@@ -3676,6 +3676,7 @@ def _server_class() -> "Any":
             self.most = MAX_BY_SELECT if by_select else sys.maxsize
             super().__init__(address, Conversation)  # type: ignore[arg-type]  # not a handler class: there is none
             self.socket.setblocking(False)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every connection inherits it
             self.selector.register(self.woken, READ)
             self.accept_again()
 
@@ -3750,7 +3751,6 @@ def _server_class() -> "Any":
                     return
                 try:
                     client.setblocking(False)
-                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
                     self.selector.register(client, READ, connection)
                     self.connections.add(connection)
@@ -4575,7 +4575,7 @@ class Client:
         """Status, headers (names in any case) and body of one answer, whatever it is. Raises Unreachable, NotIMDS."""
         url, row = self.endpoint + target, self._patience(target)
         try:
-            reply = _fetch(url, None, _Limit(row, self._timer() + row.total, self._timer), verb, headers)
+            reply = _transport()(url, None, _Limit(row, self._timer() + row.total, self._timer), verb, headers)
         except OSError as error:
             raise self._unreachable(url, error) from None
         return reply.status, reply.headers, reply.data
@@ -4659,7 +4659,7 @@ class Client:
             until = call.begun + (row.total if call.gone is None else row.gone)
             problem = reply = None
             try:
-                reply = _fetch(url, body, _Limit(row, until, self._timer))
+                reply = _transport()(url, body, _Limit(row, until, self._timer))
             except OSError as error:
                 problem = error
             if reply is not None:
@@ -4749,11 +4749,13 @@ class _Token:
 
 
 @functools.lru_cache(maxsize=None)
-def _transport() -> "Callable[..., Any]":
-    """What sends a request of urllib and returns its response, within a _Limit: one handler alone, so there is nothing
-    that knows of proxies, redirects or errors for a status."""
+def _transport() -> "Callable[..., Reply]":
+    """What sends a GET, or a POST of a body, within a _Limit: ``fetch(url, body, limit, verb, headers)``. It raises
+    OSError or NotIMDS. One handler of urllib alone, so there is nothing that knows of proxies, redirects or errors for
+    a status; made on first use, as what it imports costs time."""
     import http.client
     import socket
+    import urllib.error
     import urllib.request
 
     class Socket(socket.socket):
@@ -4764,7 +4766,7 @@ def _transport() -> "Callable[..., Any]":
 
         def recv_into(self, *args: "Any") -> int:
             left = self.limit.left(self.limit.row.answer)
-            if left != self.gettimeout():  # setting it costs a system call
+            if not 0.99 * left < (self.gettimeout() or 0) <= left:  # setting it costs a system call
                 self.settimeout(left)
             try:
                 count = super().recv_into(*args)
@@ -4805,7 +4807,6 @@ def _transport() -> "Callable[..., Any]":
                 self.sock.settimeout(max(0.001, (until - limit.timer()) / (len(addresses) - at)))
                 try:
                     self.sock.connect((address, self.port))
-                    self.sock.settimeout(limit.left(limit.row.answer))
                     return
                 except OSError as error:
                     self.sock.close()
@@ -4827,11 +4828,35 @@ def _transport() -> "Callable[..., Any]":
 
     handler = urllib.request.HTTPHandler()
 
-    def send(request: "urllib.request.Request", limit: "_Limit") -> "Any":
+    def fetch(
+        url: str, body: "Optional[bytes]", limit: "_Limit", verb: "Optional[str]" = None,
+        headers: "Optional[Mapping[str, str]]" = None,
+    ) -> "Reply":
+        sent = dict({"Metadata": "true"} if headers is None else headers, **{"User-Agent": "imds.py/" + __version__})
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        request = urllib.request.Request(url, body, sent, method=verb)
         request.timeout = None
-        return handler.do_open(Connection, request, limit=limit)  # type: ignore[arg-type]
+        problem: "Optional[BaseException]" = None
+        odd = ""
+        try:
+            with handler.do_open(Connection, request, limit=limit) as response:  # type: ignore[arg-type]
+                return Reply(response.status, response.headers, _read(response), url)
+        except http.client.IncompleteRead:
+            problem = ConnectionResetError("the answer is cut off")
+        except urllib.error.URLError as error:
+            problem = error.reason if isinstance(error.reason, OSError) else OSError("the request can't be sent")
+        except OSError as error:
+            problem = error
+        except _TooMuch:
+            odd = "more than %d bytes" % MAX_REPLY
+        except (http.client.HTTPException, ValueError, UnicodeError):
+            odd = "something that is not HTTP"
+        if problem is None:  # outside of `except`, so that no body hangs on to the error as its context
+            raise NotIMDS("%s answered %s: what answers is not IMDS" % (url, odd), url=url)
+        raise problem
 
-    return send
+    return fetch
 
 
 class _TooMuch(Exception):
@@ -4878,38 +4903,6 @@ def _read(response: "Any") -> bytes:
     return b"".join(chunks)
 
 
-def _fetch(
-    url: str, body: "Optional[bytes]", limit: "_Limit", verb: "Optional[str]" = None,
-    headers: "Optional[Mapping[str, str]]" = None,
-) -> "Reply":
-    """One GET, or a POST of ``body``. Raises OSError or NotIMDS."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    sent = dict({"Metadata": "true"} if headers is None else headers, **{"User-Agent": "imds.py/" + __version__})
-    if body is not None:
-        sent["Content-Type"] = "application/json"
-    problem: "Optional[BaseException]" = None
-    odd = ""
-    try:
-        with _transport()(urllib.request.Request(url, body, sent, method=verb), limit) as response:
-            return Reply(response.status, response.headers, _read(response), url)
-    except http.client.IncompleteRead:
-        problem = ConnectionResetError("the answer is cut off")
-    except urllib.error.URLError as error:
-        problem = error.reason if isinstance(error.reason, OSError) else OSError("the request can't be sent")
-    except OSError as error:
-        problem = error
-    except _TooMuch:
-        odd = "more than %d bytes" % MAX_REPLY
-    except (http.client.HTTPException, ValueError, UnicodeError):
-        odd = "something that is not HTTP"
-    if problem is None:  # outside of `except`, so that no body hangs on to the error as its context
-        raise NotIMDS("%s answered %s: what answers is not IMDS" % (url, odd), url=url)
-    raise problem
-
-
 def _is_nobody(problem: "Any") -> bool:
     """Whether a problem means that nobody listens, or no packet arrives."""
     return not isinstance(problem, (_Silence, ConnectionResetError, BrokenPipeError, ConnectionAbortedError))
@@ -4941,10 +4934,14 @@ def _refuse_constant(word: str) -> "NoReturn":
     raise ValueError("%s is not JSON" % word)
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def _parse_json(data: bytes) -> "Any":
     """JSON in UTF-8, with or without a mark at its start, and without what is no JSON. Raises ValueError."""
+    text = data.decode()
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return _DECODER.decode(text[text.startswith("\ufeff"):])
     except RecursionError:
         raise ValueError("too many brackets") from None
 
@@ -5509,7 +5506,9 @@ def _parser(arguments: "Sequence[str]") -> "Any":
     whole.add_argument("--version", action="version", version="imds " + __version__)
     commands = whole.add_subparsers(metavar="COMMAND", dest="name")
     commands.required = True
-    for name, row in COMMANDS.items():
+    asked = [name for name in COMMANDS if name in arguments[:1]]  # making them all would cost `get` 5 ms
+    for name in asked or COMMANDS:
+        row = COMMANDS[name]
         codes = {code: text for code, text in EXIT_CODES.items() if code in {0, 2}.union(row.codes)}
         codes.update((code, text) for code, text in row.codes.items() if text)
         command = parser(commands.add_parser, name, row.text[0].upper() + row.text[1:] + ".", _exit_codes(codes),
@@ -5517,7 +5516,7 @@ def _parser(arguments: "Sequence[str]") -> "Any":
         command.set_defaults(run=row.run)
         if name == "exec":
             command.usage = "%(prog)s [OPTIONS] [VM.json] -- COMMAND ..."
-        for option in row.options.split() if name in arguments else ():  # making them all would cost `get` 4 ms
+        for option in row.options.split() if asked else ():
             settings = dict(OPTIONS[option])
             command.add_argument(*settings.pop("names", [option]), **settings)
     return whole

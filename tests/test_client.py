@@ -506,7 +506,7 @@ class Patience(Case):
             limits.append(tuple(limit.row))
             raise ConnectionRefusedError(111, "refused")
 
-        with mock.patch.object(imds, "_fetch", fetch):
+        with mock.patch.object(imds, "_transport", lambda: fetch):
             for call, expected in (
                 (lambda client: client.get(), (2, 2, 20, 70)), (lambda client: client.token("x"), (2, 10, 20, 70)),
                 (lambda client: client.attested(), (2, 10, 20, 70)),
@@ -521,7 +521,7 @@ class Patience(Case):
         with Script(NO_EVENTS) as server:
             client = Patient().client(server.url)
             client.scheduled_events()
-            with mock.patch.object(imds, "_fetch", fetch):
+            with mock.patch.object(imds, "_transport", lambda: fetch):
                 self.assertRaises(imds.Unreachable, client.scheduled_events)
         self.assertEqual(limits[-1], (2, 5, 20, 70))  # only the first list may take two minutes
 

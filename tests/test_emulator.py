@@ -594,18 +594,26 @@ class Connections(Case):
                     client.sendall(b"a" * 1000)
                     time.sleep(0.01)
 
-    def test_one_that_is_gone_already(self):
-        setsockopt, failed = socket.socket.setsockopt, []
+    def test_answers_in_pieces_are_not_held_back(self):
+        with imds.Emulator() as vm:
+            client = self.connect(vm)
+            client.sendall(REQUEST)
+            client.recv(65536)
+            connections = [each.socket for each in vm._server.connections]
+            self.assertEqual([bool(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) for each in connections], [True])
 
-        def fail_once(self, level, *arguments):
-            if level == socket.IPPROTO_TCP and not failed:
+    def test_one_that_is_gone_already(self):
+        setblocking, failed = socket.socket.setblocking, []
+
+        def fail_once(self, flag):
+            if not flag and not failed:
                 failed.append(self)
                 raise OSError(errno.EINVAL, "Invalid argument")
-            return setsockopt(self, level, *arguments)
+            return setblocking(self, flag)
 
         with imds.Emulator() as vm:
             vm.get("compute/name")
-            with mock.patch.object(socket.socket, "setsockopt", fail_once):
+            with mock.patch.object(socket.socket, "setblocking", fail_once):
                 gone = self.connect(vm)
                 self.assertEqual(read_all(gone), b"")
             self.assertEqual(failed[0].fileno(), -1)
