@@ -3401,13 +3401,13 @@ class Conversation:
     """HTTP with one client.
 
     ``ending``: "" while it goes on; once all is sent, the connection is to "close", to be "reset", or to "hang" until
-    the client ends it. ``in_request``: a request has begun and is not complete. ``pending``: more could be answered
-    at once; ``receive()`` goes on.
+    the client ends it. ``lingers``: it closes while the client may still be sending. ``in_request``: a request has
+    begun and is not complete. ``pending``: more could be answered at once; ``receive()`` goes on.
     """
 
     def __init__(self, bench: "Bench", peer: str = "127.0.0.1") -> None:
         self._bench, self._peer, self._unread = bench, peer, bytearray()
-        self.ending, self.in_request, self.pending = "", False, False
+        self.ending, self.lingers, self.in_request, self.pending = "", False, False, False
         self._machine, self._line = self._run(), ""  # the line of the request that is being read
         self._exchange: "Optional[Exchange]" = None  # the last one
 
@@ -3434,8 +3434,9 @@ class Conversation:
             if replies >= MAX_REPLIES or size >= MAX_REPLY_SIZE:
                 self.pending = bool(self._unread) and not self.ending
                 break
-        if self.ending:
+        if self.ending and self._unread:
             self._unread.clear()
+            self.lingers = True
         if fresh and replies == 1 and not self.in_request and not self._unread and len(data) <= MAX_REPEATED:
             self._keep(moment, data, sent[0][1])
         return sent
@@ -3601,7 +3602,7 @@ class Conversation:
         self._exchange = self._bench.refuse(rule, line, self._peer)
         with_body = not line.startswith("HEAD ")
         self._unread.clear()
-        self.ending, self.in_request = "close", False
+        self.ending, self.lingers, self.in_request = "close", True, False
         return [(0, format_response(self._exchange.response, with_body, "close"))]
 
 
@@ -3857,12 +3858,13 @@ def _server_class() -> "Any":
                     self.pending.append(connection)
 
         def end(self, connection: "_Connection") -> None:
-            ending = connection.conversation.ending
-            if ending == "reset":
+            conversation = connection.conversation
+            if conversation.ending == "reset":
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if conversation.ending == "reset" or conversation.ending == "close" and not conversation.lingers:
                 self.drop(connection)
                 return
-            if ending == "close":  # closed at once, unread data would reset it before the answer is read
+            if conversation.lingers:  # closed at once, unread data would reset it before the answer is read
                 connection.socket.shutdown(socket.SHUT_WR)
             connection.lingering, connection.since = True, self.now
 

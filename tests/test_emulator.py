@@ -580,6 +580,18 @@ class Connections(Case):
                 client.sendall(b"a" * 1000)
                 time.sleep(0.002)
 
+    def test_who_asks_for_the_end_and_sends_no_more_is_not_waited_for(self):
+        last = REQUEST.replace(b"Metadata", b"Connection: close\r\nMetadata")
+        for sent, waits in ((last, 0), (last + b"GET", 1), (POST + b"Content-Length: 9999999\r\n\r\n", 1)):
+            with self.subTest(sent=sent), imds.Emulator() as vm:
+                client = self.connect(vm)
+                client.settimeout(2)  # much less than LINGER_TIME
+                client.sendall(sent)
+                self.assertEqual(status(read_all(client)), 413 if b"POST" in sent else 200)
+                self.poke(vm)
+                time.sleep(0.1)
+                self.assertEqual(len(vm._server.connections), waits)
+
     def test_but_not_for_ever(self):
         with imds.Emulator() as vm, Jump() as jump:
             client = self.connect(vm)
