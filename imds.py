@@ -71,20 +71,20 @@ __all__ = [
 # own shape; the second starts what all later ones add to. A new api-version is one row.
 VERSIONS = {
     "2017-03-01": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
-                  " platformUpdateDomain:word publisher:image sku:image version:image vmId:guid vmSize:size}"
+                  " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
                   " network{interface[{ipv4{ipaddress[{ipaddress:address publicip:address}]"
-                  " subnet[{address:subnet dnsservers[{ipaddress:address}] prefix:word}]}"
+                  " subnet[{address:address dnsservers[{ipaddress:address}] prefix:word}]}"
                   " ipv6{ipaddress[{ipaddress:address}]} mac:mac}]}",
     "2017-04-02": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
-                  " platformUpdateDomain:word publisher:image sku:image version:image vmId:guid vmSize:size}"
+                  " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
                   " network{interface[{ipv4{ipAddress[{privateIpAddress:address publicIpAddress:address}]"
-                  " subnet[{address:subnet prefix:word}]}"
+                  " subnet[{address:address prefix:word}]}"
                   " ipv6{ipAddress[{privateIpAddress:address}]} macAddress:mac}]}",
     "2017-08-01": "compute{placementGroupId:guid resourceGroupName:name subscriptionId:guid tags:tags}",
     "2017-10-01": "",
     "2017-12-01": "compute{vmScaleSetName:name zone:word}",
     "2018-02-01": "",
-    "2018-04-02": "compute{plan{name:name product:name publisher:name} publicKeys[{keyData:key path:file}]}",
+    "2018-04-02": "compute{plan{name:plan product:plan publisher:plan} publicKeys[{keyData:key path:file}]}",
     "2018-10-01": "compute{azEnvironment:word provider:word}",
     "2019-02-01": "compute{customData:data}",
     "2019-03-11": "compute{resourceId:id}",
@@ -93,7 +93,7 @@ VERSIONS = {
                   "dataDisks[{caching:word createOption:word diskSizeGB:count image{uri:url} lun:word"
                   " managedDisk{id:id storageAccountType:word} name:name vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}]"
-                  " imageReference{id:id offer:image publisher:image sku:image version:image}"
+                  " imageReference{id:id offer:image publisher:image sku:image version:version}"
                   " osDisk{caching:word createOption:word diskSizeGB:count encryptionSettings{enabled:word=false}"
                   " image{uri:url} managedDisk{id:id storageAccountType:word} name:name osType:word vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}}}",
@@ -120,7 +120,7 @@ VERSIONS = {
                   " keyEncryptionKey{keyUrl:url sourceVault{id:id}}}}}}",
     "2021-11-15": "compute{host{id:id} hostGroup{id:id}}",
     "2021-12-13": "compute{securityProfile{securityType:word}}",
-    "2023-07-01": "compute{storageProfile{imageReference{communityGalleryImageId:id exactVersion:image"
+    "2023-07-01": "compute{storageProfile{imageReference{communityGalleryImageId:id exactVersion:version"
                   " sharedGalleryImageId:id}}}",
     "2023-11-15": "compute{isVmInStandbyPool:word physicalZone:region}",
     "2024-03-15": "",
@@ -1035,7 +1035,7 @@ def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
         value = check(event.get(name, field.type(field.default)), field.type, "%s.%s" % (where, name))
         for text in value if field.type is list else [value]:
             check(text, field.type if field.type is int else str, "%s.%s" % (where, name))
-            if isinstance(text, str) and not text.isprintable() and "\ud800" <= max(text) <= "\udfff":
+            if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
                 raise ValueError("%s.%s holds half a character" % (where, name))
     if not event.get("EventId"):
         raise ValueError("%s.EventId must be there" % where)
@@ -1070,7 +1070,7 @@ def read_identity(spec: "Any") -> "Dict[str, str]":
         name, *pairs = rest.split(",")
         said = {"type": kind, "name": name} if kind == "user" else {"type": kind}
         if kind == "system":
-            pairs = [rest] * bool(rest) + pairs
+            pairs = [name] * bool(rest) + pairs
         for pair in pairs:
             key, _, value = pair.partition("=")
             field = IDENTITY_KEYS[known(key, list(IDENTITY_KEYS)[1:], "key of an identity")]
@@ -1294,13 +1294,15 @@ RESOURCE_PROVIDERS = frozenset(
     "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
 PUBLIC_FOLDERS = frozenset(["", "home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
 VM_SIZE = (r"(?:Basic|Standard)_[A-Z]{1,4}\d{1,4}(?:-\d{1,3})?[a-z]{0,6}"
-           r"(?:_(?:A100|H100|H200|V620|GH200|A10|T4|MI300X|cc|[A-Z]{2}\d{2,4}))?(?:_v\d{1,2})?(?:_Promo)?\Z")
+           r"(?:_(?:A100|H100|H200|V620|GH200|A10|T4|MI300X|cc|[A-Z]{2}\d{2,4}|\d{1,2}))?(?:_v\d{1,2})?(?:_Promo)?\Z")
+GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
+PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # those of documentation are not
 
 
 def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     """Return a whole VM, or an instance document, with stand-ins of the same form for all that no table calls
-    public: the same one for the same value, wherever it stands. The attested document is left out: its signature
-    can't be redacted."""
+    public: the same one for the same value of a kind, wherever it stands. The attested document is left out: its
+    signature can't be redacted."""
     check_plain(vm, "the VM")
     parts = vm if set(PARTS).intersection(vm) else {"instance": vm}
     redactor = _Redactor(parts)
@@ -1319,8 +1321,9 @@ class _Redactor:
 
     def _place_all(self, node: "Any") -> None:
         """Find a place for every subnet, before an address is asked for."""
-        if isinstance(node, dict) and node.keys() >= {"address", "prefix"}:
-            self._place(node)
+        network = _network(node) if isinstance(node, dict) else None
+        if network and network not in self._networks:
+            self._place(network)
         for _, child in children(node):
             self._place_all(child)
 
@@ -1329,25 +1332,29 @@ class _Redactor:
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
             published = str(node.get("publisher", "")).lower() in PUBLISHERS
-            return {name if name in inner else self.number("field", name): self.clean(child, inner.get(name), published)
-                    for name, child in node.items()}
+            cleaned = {name if name in inner else self.number("field", name):
+                       self.clean(child, inner.get(name), published) for name, child in node.items()}
+            network = _network(node)
+            if network in self._networks and "address" in inner:
+                cleaned["address"] = str(self._networks[network].network_address)
+            return cleaned
         if isinstance(node, list):
             item = shown[0] if isinstance(shown, list) else shown if isinstance(shown, Field) else None
             return [self.clean(child, item, published) for child in node]
         if node is None or node == "" or isinstance(node, bool):
             return node
         if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity in a word
-            return node if node == "system" else "user:" + self.name(node.partition(":")[2].partition(",")[0])
+            kind, _, name = node.partition(":")
+            return "user:" + self.name(name.partition(",")[0]) if kind == "user" else "system"
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node == "true"
-        if kind in ("word", "count") and isinstance(node, int):  # a number that the platform made
+        if isinstance(node, int) and (kind == "count" or kind == "word" and -1 <= node < 1000):  # the platform's own
             return node
         if not isinstance(node, str):
-            return int(self.number("number", str(node), "%d"))
-        if kind == "image":
-            public = published or re.match(r"(?:latest|\d+(?:\.\d+){1,4})\Z", node)
-            return node if public else self.number("image", node)
+            return type(node)(self.number("number", str(node), "%d"))
+        if kind in ("image", "version") and published:
+            return node
         return str(getattr(self, kind)(node))
 
     def number(self, kind: str, value: str, form: str = "") -> str:
@@ -1362,7 +1369,7 @@ class _Redactor:
         return value if re.match(r"-?\d{1,15}\Z", value) else self.value(value)
 
     def value(self, value: str) -> str:
-        return self.number("value", value)
+        return self.guid(value) if re.match(GUID, value) else self.number("value", value)
 
     def tag(self, value: str) -> str:
         return self.number("tag", value.lower())
@@ -1371,28 +1378,37 @@ class _Redactor:
         pairs = [pair.partition(":") for pair in value.split(";")]
         return ";".join((tag and self.tag(tag)) + colon + (value and self.value(value)) for tag, colon, value in pairs)
 
+    def image(self, value: str) -> str:
+        return value if value == "latest" else self.number("image", value.lower())
+
+    plan = image  # so that it still can be seen whether a plan is that of the image
+
+    def version(self, value: str) -> str:
+        return value if re.match(r"\d+(?:\.\d+){1,4}\Z", value) else self.image(value)
+
     def region(self, value: str) -> str:
         """Of a physical zone, "westus-AZ01", the zone stays."""
-        region, dash, zone = value.partition("-")
-        if region.lower().replace(" ", "") in REGIONS and (not dash or re.match(r"AZ\d\d\Z", zone)):
-            return value
-        return self.number("region", region.lower()) + (dash + zone if re.match(r"AZ\d\d\Z", zone) else "")
+        zone = value[-5:] if re.match(r"-AZ\d\d\Z", value[-5:]) else ""
+        region = value[:len(value) - len(zone)].lower()
+        return value if region.replace(" ", "") in REGIONS else self.number("region", region) + zone
 
     def size(self, value: str) -> str:
         return value if re.match(VM_SIZE, value) else self.value(value)
 
     def name(self, value: str) -> str:
         """web_1, web00000A and web_OsDisk_1_HEX keep the form of what comes after web."""
-        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,3}|0000[0-9A-Za-z]{2})(?:_([0-9a-f]{32}))?\Z",
-                         value, re.S)
-        if not found:
+        if re.match(GUID, value):
+            return self.guid(value)
+        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,3}|0000[0-9A-Z]{2})(?:_([0-9a-f]{32}))?\Z",
+                         value, re.S | re.I)
+        if not found or found.group(1).isdigit():
             return self.number("name", value.lower())
-        unique = "_" + self.number("hex", found.group(3), "%032x") if found.group(3) else ""
+        unique = "_" + self.number("hex", found.group(3).lower(), "%032x") if found.group(3) else ""
         return self.number("name", found.group(1).lower()) + found.group(2) + unique
 
     def guid(self, value: str) -> str:
         """In the case that it has; what is no GUID becomes a name."""
-        if not re.match(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z", value):
+        if not re.match(GUID, value):
             return self.name(value)
         text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
         return text.upper() if value.isupper() else text
@@ -1416,7 +1432,7 @@ class _Redactor:
 
     def _part_of_id(self, kind: str, name: str, in_set: bool) -> str:
         public = (kind == "providers" and name.lower() in RESOURCE_PROVIDERS
-                  or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+)*)\Z", name)
+                  or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+){1,3})\Z", name)
                   or kind == "locations" and name.lower() in REGIONS
                   or kind == "virtualmachines" and in_set and re.match(r"\d{1,4}\Z", name))
         return name if public else self.guid(name)
@@ -1433,7 +1449,8 @@ class _Redactor:
         import hashlib
 
         words = value.split()
-        secret = hashlib.sha256(self.number("key", " ".join(words[:2])).encode()).digest()
+        told = words if value.startswith("-") else words[:2]  # in one line, what follows is a comment
+        secret = hashlib.sha256(self.number("key", " ".join(told)).encode()).digest()
         blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
         return "ssh-ed25519 %s redacted" % blob
 
@@ -1454,44 +1471,28 @@ class _Redactor:
 
     def mac(self, value: str) -> str:
         digits = re.sub("[^0-9A-Fa-f]", "", value).upper()
-        if len(digits) != 12 or len(value) > 17:
+        separator = re.sub("[0-9A-Fa-f]", "", value)[:1]
+        if len(digits) != 12 or len(value) > 17 or separator not in ("", ":", "-", "."):
             return self.value(value)
         text = self.number("mac", digits, "00155D%06X")
-        separator = re.sub("[0-9A-Fa-f]", "", value)[:1]
         return separator.join(text[at:at + 2] for at in range(0, 12, 2)) if separator else text
 
-    def _place(self, subnet: "Mapping[str, Any]") -> None:
+    def _place(self, network: "Any") -> None:
         """Find the network that takes the place of a subnet: of the same size, and another for each."""
         import ipaddress
 
-        try:
-            network = ipaddress.IPv4Network("%s/%s" % (subnet.get("address"), subnet.get("prefix")), strict=False)
-        except ValueError:
-            return
-        if network not in self._networks:
-            size = network.num_addresses
-            start = -(-self._next_network // size) * size
-            if start < 0x0B000000 <= start + size - 1:  # 10.0.0.0/8 is full: on in 240.0.0.0/4, which nobody has
-                start = max(0xF0000000, size)
-            self._next_network = start + size
-            self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
-
-    def subnet(self, value: str) -> str:
-        import ipaddress
-
-        for network, stand_in in self._networks.items():
-            try:
-                if network.network_address == ipaddress.ip_address(value):
-                    return str(stand_in.network_address)
-            except ValueError:
-                break
-        return self.address(value)
+        size = network.num_addresses
+        start = -(-self._next_network // size) * size
+        if start < 0xF0000000 and start + size > 0x0B000000:  # 10.0.0.0/8 is full: on in 240.0.0.0/4, which nobody has
+            start = max(0xF0000000, size)
+        self._next_network = start + size
+        self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
 
     def address(self, value: str) -> str:
         """An address keeps its subnet, or else that it is private, or public; brackets stay."""
         import ipaddress
 
-        if value[:1] == "[" and value[-1:] == "]":
+        if re.match(r"\[[^[]*\]\Z", value):
             return "[%s]" % self.address(value[1:-1])
         try:
             address = ipaddress.ip_address(value)
@@ -1499,18 +1500,29 @@ class _Redactor:
             return self.value(value)
         if address.version == 6:
             return self.number("ipv6", str(address), "2001:db8::%x")
-        inside = [each for each in self._networks if address in each]
-        if not inside:
-            number = int(self.number("private" if address.is_private else "public", str(address), "%d"))
-            return ("10.0.%d.%d" if address.is_private else "198.18.%d.%d") % divmod(number, 256)
-        network = max(inside, key=lambda each: each.prefixlen)
+        around = (ipaddress.IPv4Network((int(address), prefix), strict=False) for prefix in range(32, -1, -1))
+        network = next((each for each in around if each in self._networks), None)
+        if network is None:
+            is_private = re.match(PRIVATE_ADDRESS, str(address))
+            number = int(self.number("private" if is_private else "public", str(address), "%d"))
+            return ("10.0.%d.%d" if is_private else "198.18.%d.%d") % divmod(number, 256)
         number = int(self.number("in " + str(network), str(address), "%d")) + 3  # the first that a subnet gives
         return str(self._networks[network][number % network.num_addresses])
 
 
-# The kinds of fields, but for `image` and `bool`, which need more than the value: a method for each.
-KINDS = ("address count data description file guid id key mac name region size subnet tag tags time url value"
-         " word").split()
+def _network(subnet: "Mapping[str, Any]") -> "Any":
+    """The IPv4Network that a subnet is, or None."""
+    import ipaddress
+
+    try:
+        return ipaddress.IPv4Network("%s/%s" % (subnet["address"], subnet["prefix"]), strict=False)
+    except (KeyError, ValueError):
+        return None
+
+
+# The kinds of fields, but for `bool`: a method for each.
+KINDS = ("address count data description file guid id image key mac name plan region size tag tags time url value"
+         " version word").split()
 
 
 # ==================================================================================================

@@ -246,6 +246,7 @@ class Identities(unittest.TestCase):
             ("user:app,client_id=c,object_id=o,resource_id=/r/x",
              {"type": "user", "name": "app", "clientId": "c", "objectId": "o", "resourceId": "/r/x"}),
             ("system:client_id=c", {"type": "system", "clientId": "c"}),
+            ("system:client_id=c,object_id=o", {"type": "system", "clientId": "c", "objectId": "o"}),
             ({"type": "user", "clientId": "c"}, {"type": "user", "clientId": "c"}),
             ({"type": "user", "name": "app", "objectId": "o"}, {"type": "user", "name": "app", "objectId": "o"}),
         ):
@@ -621,6 +622,16 @@ class Redact(unittest.TestCase):
             ("compute/vmSize", "Standard_Contoso", "value1"), ("compute/priority", "Spot", "Spot"),
             ("compute/isVmInStandbyPool", True, True), ("compute/tags", "", ""), ("compute/name", None, None),
             ("compute/tags", "a:b;A:b;c:b", "tag1:value1;tag1:value1;tag2:value1"), ("compute/sku", "latest", "latest"),
+            ("compute/sku", "203.0.113.77", "image1"), ("compute/offer", "415.555.0123", "image1"),
+            ("compute/publisher", "10.2.0.1", "image1"), ("compute/zone", 2, 2), ("compute/zone", 4155550123, 1),
+            ("compute/licenseType", 19850321, 1), ("compute/diskRatio", 3.5, None),
+            ("compute/location", "contoso-east", "region1"), ("compute/physicalZone", "contoso-east-AZ02", "region1-AZ02"),
+            ("compute/physicalZone", "westus-AZ1", "region1"), ("compute/name", "4155000012", "name1"),
+            ("compute/name", "8D10DA13-8125-4BA9-A717-BF7490507B3D", "00000000-0000-4000-8000-000000000001"),
+            ("compute/resourceId", "/SharedGalleries/x/Images/y/Versions/4155550123",
+             "/SharedGalleries/name1/Images/name2/Versions/name3"),
+            ("compute/vmSize", "Standard_M416s_8_v2", "Standard_M416s_8_v2"),
+            ("network/interface", [{"macAddress": "x000D3A36DDED"}], [{"macAddress": "value1"}]),
         ):
             with self.subTest(path=path, value=value):
                 if path == keys:
@@ -629,8 +640,8 @@ class Redact(unittest.TestCase):
                 part, name = path.split("/")
                 compute = imds.redact({"instance": {part: {name: value}}})["instance"][part]
                 self.assertEqual(compute.get(name), expected)
-                if name == "newThing":
-                    self.assertEqual(compute, {"field1": "value1"})
+                if name in ("newThing", "diskRatio"):
+                    self.assertEqual(compute, {"field1": "value1" if name == "newThing" else 1.0})
 
     def test_equal_stays_equal_and_different_stays_different(self):
         address = "network/interface/macAddress"
@@ -639,12 +650,14 @@ class Redact(unittest.TestCase):
             (address, ["000D3A36DDED", "000D3A36DDEE"], False),
             ("compute/publicKeys/keyData", ["ssh-rsa AAAA one", "ssh-rsa AAAA two"], True),
             ("compute/publicKeys/keyData", ["ssh-rsa AAAA x", "ssh-rsa BBBB x"], False),
+            ("compute/publicKeys/keyData", ["-----BEGIN PUBLIC KEY----- AAAA", "-----BEGIN PUBLIC KEY----- BBBB"], False),
+            ("compute/tagsList/value", ["8D10DA13-8125-4BA9-A717-BF7490507B3D", "8d10da13-8125-4ba9-a717-bf7490507b3d"], True),
             ("compute/tagsList/value", ["Prod", "prod"], False), ("compute/tagsList/value", ["Prod", "Prod"], True),
             ("compute/tagsList/name", ["Owner", "owner"], True), ("compute/tagsList/name", ["owner", "owner2"], False),
         ):
             with self.subTest(path=path, values=values):
                 shown = self.values(path, values)
-                shown = [each.upper().replace("-", "").replace(":", "") for each in shown] if path == address else shown
+                shown = [each.upper().replace("-", "").replace(":", "") for each in shown] if same else shown
                 self.assertEqual(len(set(shown)), 1 if same else len(values))
         for values, same in ((["2603:1030:8:5::1", "2603:1030:0008:0005:0:0:0:0001", "2603:1030:8:5::0001"], True),
                              (["2603:1030:8:5::1", "2603:1030:8:5::2"], False), (["10.0.0.4", "10.0.0.5"], False),
@@ -666,6 +679,48 @@ class Redact(unittest.TestCase):
         self.assertEqual({compute["name"], compute["vmScaleSetName"], compute["osProfile"]["computerName"],
                           compute["resourceId"].rpartition("/")[2], redacted["scheduledevents"]["Events"][0]["Resources"][0]},
                          {compute["name"]})
+
+    def test_names_that_are_guids_or_end_in_other_case(self):
+        guid, code = "8d10da13-8125-4ba9-a717-bf7490507b3d", "0123456789abcdef" * 2
+        for name in (guid, "web_OsDisk_1_" + code):
+            compute = {"name": name, "resourceId": "/subscriptions/x/resourceGroups/g/providers/Microsoft.Compute/disks/" +
+                       name.upper()}
+            shown = imds.redact({"compute": compute})["instance"]["compute"]
+            self.assertEqual(shown["name"].lower(), shown["resourceId"].rpartition("/")[2].lower())
+            self.assertNotIn(code, text_of(shown).lower())
+
+    def test_a_plan_is_still_that_of_its_image(self):
+        compute = {"publisher": "contoso", "offer": "deal", "sku": "gold",
+                   "plan": {"publisher": "Contoso", "product": "deal", "name": "gold"}}
+        shown = imds.redact({"compute": compute})["instance"]["compute"]
+        self.assertEqual(shown["plan"], {"publisher": shown["publisher"], "product": shown["offer"], "name": shown["sku"]})
+        self.assertNotIn("contoso", text_of(shown).lower())
+
+    def test_what_is_public_stays_public_and_a_network_has_one_place(self):
+        def shown(*addresses, subnets=()):
+            vm = {"network": {"interface": [{"ipv4": {
+                "ipAddress": [{"publicIpAddress": each} for each in addresses],
+                "subnet": [{"address": address, "prefix": prefix} for address, prefix in subnets]}}]}}
+            ipv4 = imds.redact(vm)["instance"]["network"]["interface"][0]["ipv4"]
+            return ([each["publicIpAddress"] for each in ipv4["ipAddress"]],
+                    ["%(address)s/%(prefix)s" % each for each in ipv4["subnet"]])
+
+        self.assertEqual(shown("203.0.113.5", "20.1.2.3", "198.18.0.9", "10.9.9.9", "172.31.0.1")[0],
+                         ["198.18.0.1", "198.18.0.2", "198.18.0.3", "10.0.0.1", "10.0.0.2"])
+        for subnets in ([("10.0.0.0", "8"), ("10.1.0.0", "24")], [("10.%d.0.0" % at, "12") for at in range(0, 256, 16)]):
+            for each in shown(subnets=subnets)[1]:
+                network = ipaddress.ip_network(each)
+                self.assertTrue(network.is_private, network)
+        inside, (small, large) = shown("10.0.9.9", subnets=[("10.0.0.0", "24"), ("10.0.0.0", "16")])
+        self.assertIn(ipaddress.ip_address(inside[0]), ipaddress.ip_network(large))
+        self.assertNotEqual(small.partition("/")[0], large.partition("/")[0])
+
+    def test_a_thousand_subnets(self):
+        begun = time.perf_counter()
+        imds.redact({"network": {"interface": [{"ipv4": {
+            "ipAddress": [{"privateIpAddress": "10.%d.%d.4" % divmod(number, 256)}],
+            "subnet": [{"address": "10.%d.%d.0" % divmod(number, 256), "prefix": "24"}]}} for number in range(1000)]}})
+        self.assertLess(time.perf_counter() - begun, 1.5)
 
     def test_subnets_stay_networks(self):
         subnets = [("10.0.0.0", "24"), ("10.0.1.0", "24"), ("10.0.2.128", "25"), ("10.9.0.0", "16"), ("192.168.0.0", "20"),
@@ -715,6 +770,7 @@ class Redact(unittest.TestCase):
                 {"type": "user", "clientId": "c", "objectId": "o", "resourceId": "/r"}, {"type": "system", "clientId": "d"}]}},
             {"instance": {}, "identity": {"identities": [{"type": "user", "name": "app"}]}},
             {"instance": {}, "identity": {"identities": ["system", "user:app"]}},
+            {"instance": {}, "identity": {"identities": ["system:client_id=8d10da13-8125-4ba9-a717-bf7490507b3d"]}},
             {"extended": {"compute": {"hasCustomData": "true"}}}, {"extended": {"compute": {"hasCustomData": True}}},
         ):
             with self.subTest(vm=vm):

@@ -213,7 +213,7 @@ class Rules(Case):
                          {"after": nan}, {"after": inf}, {"at": inf}, {"at": nan}, {"at": -1}, {"after": 1e18}, {"at": 1e18},
                          {"after": "5"}, {"after": True}, {"after": 1, "at": START}, {"duration": 1.5}, {"duration": "5"},
                          {"duration": True}, {"duration": -7}, {"duration": 10 ** 30}, {"description": 5},
-                         {"description": "\ud800"}, {"lasts": nan}, {"lasts": -1}, {"lasts": "5"}, {"cancelled_after": nan},
+                         {"description": "\ud800"}, {"description": "\ud800\U0001f600"}, {"lasts": nan}, {"lasts": -1}, {"lasts": "5"}, {"cancelled_after": nan},
                          {"cancelled_after": inf}, {"cancelled_after": -1}):
             with self.subTest(settings=settings), self.assertRaises(ValueError):
                 self.bench.schedule(**dict({"kind": "Reboot"}, **settings))
