@@ -673,6 +673,7 @@ def leaf(value: "Any") -> str:
 # --- templates, and documents along them
 
 Field = collections.namedtuple("Field", "kind default")  # of a leaf: how it is redacted, and what it is when absent
+GA_VERSIONS = {version: row for version, row in sorted({**VERSIONS, **UNLISTED_VERSIONS}.items()) if version != PREVIEW}
 
 
 def complete(document: "Any") -> "Dict[str, Any]":
@@ -708,11 +709,7 @@ def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "D
 @functools.lru_cache(maxsize=None)
 def template(version: str) -> "Dict[str, Any]":
     """The empty instance document of an api-version: every field that it knows, a list with one item."""
-    if version == PREVIEW:
-        return fields(VERSIONS[PREVIEW])
-    rows = dict(VERSIONS, **UNLISTED_VERSIONS)
-    del rows[PREVIEW]
-    return fields_until(version, rows)
+    return fields(VERSIONS[PREVIEW]) if version == PREVIEW else fields_until(version, GA_VERSIONS)
 
 
 def everything() -> "Dict[str, Any]":
@@ -723,49 +720,33 @@ def everything() -> "Dict[str, Any]":
 def since(path: str) -> "Optional[str]":
     """The api-version that added the field at ``path`` ("compute/zone"), or None where no table knows it."""
     names = ["0" if name.isdigit() else name for name in path.split("/") if name]
-    versions = sorted(set(VERSIONS).union(UNLISTED_VERSIONS).difference([PREVIEW]))
-    return next((version for version in versions if has(template(version), names)), None)
+    return next((version for version in GA_VERSIONS if has(template(version), names)), None)
 
 
 def fields_until(version: str, rows: "Mapping[str, str]") -> "Dict[str, Any]":
     """The template of all rows up to ``version``."""
-    found: "Dict[str, Any]" = {}
-    for added, text in rows.items():
-        if added <= version:
-            _add(found, fields(text))
-    return found
+    return fields(" ".join(text for added, text in rows.items() if added <= version))
 
 
 def fields(text: str) -> "Dict[str, Any]":
-    """'a b:word{c} d[{e=0}]', a row of VERSIONS, as a template."""
-    for mark, spaced in ("[{", " [ "), ("}]", " ] "), ("{", " { "), ("}", " } "):
+    """'a b{c:word} d[{e=0}]', a row of VERSIONS or several, as a template."""
+    for mark, spaced in ("[{", "[ "), ("{", "{ "), ("}]", "}"), ("}", " } "):
         text = text.replace(mark, spaced)
-    name, containers = "", [{}]  # type: Tuple[str, List[Dict[str, Any]]]
+    containers: "List[Dict[str, Any]]" = [{}]
     for word in text.split():
-        if word in "{[":
-            inner: "Dict[str, Any]" = {}
-            containers[-1][name] = inner if word == "{" else [inner]
-            containers.append(inner)
-        elif word in "}]":
+        if word[-1] == "{":
+            containers.append(containers[-1].setdefault(word[:-1], {}))
+        elif word[-1] == "[":
+            containers.append(containers[-1].setdefault(word[:-1], [{}])[0])
+        elif word == "}":
             containers.pop()
         else:
             found = re.match(r"(\w+)(?::(\w+))?(?:=(\w+))?\Z", word)
             if not found:
                 raise ValueError("%r is not a field, in %r" % (word, text))
-            name, kind = found.group(1), found.group(2) or ""
-            containers[-1][name] = Field(kind, False if kind == "bool" else found.group(3) or "")
+            name, kind, default = found.groups("")
+            containers[-1][name] = Field(kind, False if kind == "bool" else default)
     return containers[0]
-
-
-def _add(known: "Dict[str, Any]", more: "Mapping[str, Any]") -> None:
-    """Put the fields of one template into another."""
-    for name, child in more.items():
-        if isinstance(child, list) and name in known:
-            _add(known[name][0], child[0])
-        elif isinstance(child, dict) and name in known:
-            _add(known[name], child)
-        else:
-            known[name] = child
 
 
 def _shape(node: "Any", shown: "Any", known: "Any", path: str) -> "Any":
