@@ -1198,15 +1198,10 @@ def assign(instance: "Mapping[str, Any]", name: str, text: str) -> "Dict[str, An
 
 def _no_such_value(instance: "Any", name: str, names: "List[str]") -> str:
     """Why ``name`` can't be set, and what could be."""
-    for end in range(len(names) - 1, 0, -1):
-        try:
-            node = find(instance, names[:end])
-        except KeyError:
-            continue
-        if isinstance(node, list):
-            path = ".".join(names[:end])
-            return "%s has %d items; to have more, set %s to a list, as JSON" % (path, len(node), path)
-        break
+    there = max(end for end in range(len(names)) if has(instance, names[:end]))
+    node, path = find(instance, names[:there]), ".".join(names[:there])
+    if isinstance(node, list):
+        return "%s has %d items; to have more, set %s to a list, as JSON" % (path, len(node), path)
     nearest = (suggest(instance, "/".join(names)) or "").replace("/", ".")
     return "there is no %r%s" % (name, "; did you mean %s?" % nearest if nearest else "")
 
