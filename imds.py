@@ -244,15 +244,8 @@ FLAWS = {
     "domain": "its certificate is for another domain",
 }
 
-# The load balancer's document, in the order of the wire.
-LOAD_BALANCER = {
-    "publicIpAddresses": ("frontendIpAddress", "privateIpAddress"),
-    "inboundRules": ("frontendIpAddress", "protocol", "frontendPort", "backendPort", "privateIpAddress"),
-    "outboundRules": ("frontendIpAddress", "privateIpAddress"),
-}
-
-# What a document of a whole VM holds beside the instance document, in the notation of VERSIONS. The attested
-# document is never redacted but left out, for its signature would not survive.
+# What a document of a whole VM holds beside the instance document, in the notation of VERSIONS; the load balancer's
+# in the order of the wire. The attested document is never redacted but left out, for its signature would not survive.
 PARTS = {
     "instance": "",
     "scheduledevents": "DocumentIncarnation:count Events[{%s}]" % " ".join(
@@ -1104,6 +1097,9 @@ def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "D
             "resourceId": said.get("resourceId") or resource_id}
 
 
+LOAD_BALANCER = {name: list(rules[0]) for name, rules in fields(PARTS["loadbalancer"])["loadbalancer"].items()}
+
+
 def check_load_balancer(document: "Mapping[str, Any]") -> None:
     """Raise ValueError unless this is the document of a load balancer."""
     rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
@@ -1122,7 +1118,7 @@ CHECKS: "Dict[str, Callable[[Mapping[str, Any]], Any]]" = {
 def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     """A load balancer's document in the order of the wire."""
     def ordered(node: "Mapping[str, Any]", names: "Iterable[str]") -> "Dict[str, Any]":
-        return {name: node[name] for name in list(names) + [more for more in node if more not in names] if name in node}
+        return {**{name: node[name] for name in names if name in node}, **node}
 
     document = document.get("loadbalancer", document)
     rules = {name: [ordered(rule, row) for rule in document.get(name, [])] for name, row in LOAD_BALANCER.items()}
