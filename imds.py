@@ -815,9 +815,6 @@ def known(name: "Any", names: "Iterable[str]", kind: str) -> str:
         kind, name, "did you mean %s?" % nearest if nearest else "there are " + ", ".join(listed)))
 
 
-LAST_TIME = 253402300799  # the end of the year 9999, which is all that the service's forms of a time can say
-
-
 def parse_time(text: str) -> "Optional[float]":
     """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
     an empty one. Raises ValueError."""
@@ -826,24 +823,23 @@ def parse_time(text: str) -> "Optional[float]":
 
     if not text:
         return None
-    seconds: float = -1
     found = re.match(r"(\d{4})-?(\d\d)-?(\d\d)[T ](\d\d):?(\d\d)(?::?(\d\d)(?:\.\d+)?)?"
                      r"(?:Z|([+-])(\d\d):?(\d\d))?\Z", text, re.A)
     try:
         if found:
-            year, month, day, hour, minute, second = (int(number or 0) for number in found.groups()[:6])
-            offset = int(found.group(8) or 0) * 3600 + int(found.group(9) or 0) * 60
-            offset *= -1 if found.group(7) == "-" else 1
+            *numbers, sign, hours, minutes = found.groups("0")
+            offset = (int(hours) * 3600 + int(minutes) * 60) * (-1 if sign == "-" else 1)
         else:  # a form that the library reads, but not all that it makes something of
             parsed: "Any" = email.utils.parsedate_tz(text) if re.match(r"[\w:,+ -]{1,40}\Z", text, re.A) else None
-            (year, month, day, hour, minute, second), offset = parsed[:6], parsed[9] or 0
-        moment = datetime.datetime(year, month, day, hour, minute, second) - datetime.datetime(1970, 1, 1)
-        seconds = moment.days * 86400 + moment.seconds - offset
+            numbers, offset = parsed[:6], parsed[9] or 0
+        year, month, day, hour, minute, second = map(int, numbers)
+        moment = datetime.datetime(year, month, day, hour, minute, second) - datetime.timedelta(seconds=offset)
+        since_1970 = moment - datetime.datetime(1970, 1, 1)
+        if since_1970.days >= 0:
+            return since_1970.days * 86400 + since_1970.seconds
     except (ValueError, OverflowError, TypeError, IndexError):
         pass
-    if not 0 <= seconds <= LAST_TIME:
-        raise ValueError("%r is not a time between 1970 and 9999" % (text,))
-    return seconds
+    raise ValueError("%r is not a time between 1970 and 9999" % (text,))
 
 
 def http_date(seconds: float) -> str:
