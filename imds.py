@@ -421,16 +421,13 @@ REASONS = {
     503: "Service Unavailable", 504: "Gateway Timeout",
 }
 
-# What a body is, by how it begins (none of these: text), and the header set that goes with it, in the
-# order of the wire (observed). JSON and text come from the service, pages from the web server before it.
+# What a body is, by how it begins (none of these: text), and the header set that goes with it, in the order of the
+# wire (observed): of all that comes from the service, and of the pages of the web server before it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 XML_TYPE, HTML_TYPE, CERTIFICATE_TYPE = "text/xml; charset=utf-8", "text/html", "application/pkix-cert"
 CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE}
 IMDS_HEADERS = ("Content-Type", "Server", "x-ms-request-id", "Date", "Content-Length")
 HEADERS = {
-    JSON_TYPE: IMDS_HEADERS,
-    TEXT_TYPE: IMDS_HEADERS,
-    CERTIFICATE_TYPE: IMDS_HEADERS,
     XML_TYPE: ("Content-Length", "Content-Type", "Server", "Date"),
     HTML_TYPE: ("Content-Type", "Server", "Date", "Content-Length"),
 }
@@ -2340,13 +2337,12 @@ class Service:
         now = int(self.clock())
         if self._date[0] != now:
             self._date = now, http_date(now)
-        server = IIS_SERVER if content_type in (XML_TYPE, HTML_TYPE) else IMDS_SERVER
+        server = IIS_SERVER if content_type in HEADERS else IMDS_SERVER
         self.count += 1
         values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
                   "Date": self._date[1], "Content-Length": str(len(body))}
-        headers = [(name, values[name]) for name in HEADERS[content_type]]
-        headers.extend(extra)
-        return Response(status, headers, body, rule, repeats)
+        headers = [(name, values[name]) for name in HEADERS.get(content_type, IMDS_HEADERS)]
+        return Response(status, headers + list(extra), body, rule, repeats)
 
     def request_id(self, number: int) -> str:
         """The x-ms-request-id of the answer with this number."""
