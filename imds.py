@@ -908,34 +908,30 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
     row = PROFILES[known(profile, PROFILES, "profile")]
     if number is not None:
         row = _instance_of(row, check(number, int, "number"))
-    publisher, offer, sku, version = row.image
+    image, version = dict(zip(("publisher", "offer", "sku"), row.image)), row.image[-1]
     disk_gb, account, temporary_mb = row.disk
     provider = "/subscriptions/%s/resourceGroups/%%s/providers/Microsoft.Compute/%%s" % SAMPLE_SUBSCRIPTION
-    in_set = "Set" in row.resource
+    is_linux = row.system == "Linux"
 
     def disk(suffix: str, gigabytes: str, caching: str, **more: str) -> "Dict[str, Any]":
-        group = row.group.upper() if in_set else row.group  # upper case: observed
+        group = row.group.upper() if "Set" in row.resource else row.group  # upper case: observed
         return dict(more, caching=caching, diskSizeGB=gigabytes, name=row.name + suffix, managedDisk={
             "id": provider % (group, "disks/" + row.name + suffix), "storageAccountType": account})
 
-    linux = {
-        "osProfile": {"disablePasswordAuthentication": "true"},
-        "publicKeys": [{"keyData": SAMPLE_KEY, "path": "/home/azureuser/.ssh/authorized_keys"}],
-    }
     compute = {
-        "azEnvironment": "AzurePublicCloud", "location": row.location, "name": row.name, "offer": offer,
-        "osProfile": {"adminUsername": "azureuser", "computerName": row.computer}, "osType": row.system,
+        **image, "azEnvironment": "AzurePublicCloud", "location": row.location, "name": row.name,
+        "osProfile": {"adminUsername": "azureuser", "computerName": row.computer,
+                      "disablePasswordAuthentication": "true" if is_linux else ""}, "osType": row.system,
         "physicalZone": "%s-%s" % (row.location, PHYSICAL_ZONES[row.zone]) if row.zone else "",
         "platformFaultDomain": row.domain, "platformUpdateDomain": row.domain, "provider": "Microsoft.Compute",
-        "publisher": publisher, "resourceGroupName": row.group, "resourceId": provider % (row.group, row.resource),
-        "sku": sku,
+        "publicKeys": [{"keyData": SAMPLE_KEY, "path": "/home/azureuser/.ssh/authorized_keys"}] if is_linux else [],
+        "resourceGroupName": row.group, "resourceId": provider % (row.group, row.resource),
         "storageProfile": {
             "dataDisks": [disk("_data_%d" % lun, gigabytes, caching, createOption="Empty", lun=str(lun),
                                bytesPerSecondThrottle="979202048", diskCapacityBytes=str(int(gigabytes) << 30),
                                opsPerSecondThrottle="65280")
                           for lun, (gigabytes, caching) in enumerate(row.data)],
-            "imageReference": {"exactVersion": version, "offer": offer, "publisher": publisher, "sku": sku,
-                               "version": "latest"},
+            "imageReference": dict(image, exactVersion=version, version="latest"),
             "osDisk": disk("_OsDisk_1", disk_gb, "ReadWrite", createOption="FromImage", osType=row.system),
             "resourceDisk": {"size": temporary_mb},
         },
@@ -943,7 +939,7 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
         "zone": row.zone,
     }
     return complete({
-        "compute": merge_patch(merge_patch(compute, linux if row.system == "Linux" else {}), row.more),
+        "compute": merge_patch(compute, row.more),
         "extended": {"compute": {"hasCustomData": False, "ppsType": "None"}},
         "network": {"interface": [{
             "ipv4": {"ipAddress": [{"privateIpAddress": each, "publicIpAddress": public} for each in addresses],
