@@ -265,16 +265,13 @@ DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
 
 # The two primes of the RSA key that signs the emulator's tokens and attested documents. Anyone can read
 # them here: a signature by this key proves nothing, and no verifier outside a test may trust it.
-TEST_KEY_PRIMES = (
-    int(
-        "d80c0e488c3b860d1c899793fc7da48c2bb78c3b2d26190b3d1d98b2e27452b6aeed3267a816727319b12a"
-        "e64cff73aeac9d3bb908f16d208a5a3ae66e40dbf2867a4ca4b01e0ef9265f6609b750dee5c3576e0234a5"
-        "98fc4a036af6fb1a96ef1d015201ff56f42861a630040549e30cbaec3cd51b238c3b239db3f0823cc1f5", 16),
-    int(
-        "c81675588937008ef9cc9fed0fe8ce01f8724d476957800b74c94158767a99524d3359b914f86ae23457cc"
-        "d232164e1e2899bb67560c5c8943aec4172f6528c45b27b9087266a46f38dd7f452a9f8520454bd047d57d"
-        "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827", 16),
-)
+TEST_KEY_PRIMES = tuple(int(digits, 16) for digits in (
+    "d80c0e488c3b860d1c899793fc7da48c2bb78c3b2d26190b3d1d98b2e27452b6aeed3267a816727319b12a"
+    "e64cff73aeac9d3bb908f16d208a5a3ae66e40dbf2867a4ca4b01e0ef9265f6609b750dee5c3576e0234a5"
+    "98fc4a036af6fb1a96ef1d015201ff56f42861a630040549e30cbaec3cd51b238c3b239db3f0823cc1f5",
+    "c81675588937008ef9cc9fed0fe8ce01f8724d476957800b74c94158767a99524d3359b914f86ae23457cc"
+    "d232164e1e2899bb67560c5c8943aec4172f6528c45b27b9087266a46f38dd7f452a9f8520454bd047d57d"
+    "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827"))
 TEST_KEY_ID = "imds-emulator-public-test-key"
 # Distinguished names, as X.509 writes them. The service's own certificate has the first four words too (observed).
 TEST_ROOT_NAME = "C=US,O=imds emulator,CN=imds emulator test root CA (its key is public)"
