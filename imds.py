@@ -948,24 +948,20 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
 
 def _instance_of(row: "Profile", number: int) -> "Profile":
     """Another instance of the scale set that ``row`` is number 1 of."""
+    import ipaddress
+
     if "Set" not in row.resource or not 0 <= number < 1000:
         raise ValueError("only instances of the scale set have a number, from 0 to 999, not %r" % number)
-    step, digits, rest = number - 1, "", number
-    while rest:  # a computer's name counts in base 36
-        rest, digit = divmod(rest, 36)
-        digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit] + digits
-
-    def moved(address: str, by: int) -> str:
-        *start, high, low = address.split(".")
-        return ".".join(start + ["%d" % octet for octet in divmod(int(high) * 256 + int(low) + by, 256)])
-
+    step, digits = number - 1, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return row._replace(
-        name=row.name[:-1] + str(number), computer=row.computer[:-6] + digits.rjust(6, "0"),
+        name=row.name[:-1] + str(number),
+        computer=row.computer[:-2] + digits[number // 36] + digits[number % 36],  # it counts in base 36
         resource=row.resource[:-1] + str(number), zone=str(number % 3 + 1), domain=str(number % 5),
         vm_id=row.vm_id if step == 0 else guid(row.vm_id, str(number)),
         interfaces=tuple(
-            (tuple(moved(each, step * len(addresses)) for each in addresses),
-             public and number < 248 and moved(public, step) or "", subnet, prefix, mac + 2 * step)
+            (tuple(str(ipaddress.ip_address(each) + step * len(addresses)) for each in addresses),
+             str(ipaddress.ip_address(public) + step) if public and number < 248 else "",
+             subnet, prefix, mac + 2 * step)
             for addresses, public, subnet, prefix, mac in row.interfaces))
 
 
@@ -1245,8 +1241,8 @@ PUBLISHERS = frozenset("""
     """.split())
 RESOURCE_TYPES = frozenset("""
     artifacttypes communitygalleries disks galleries hostgroups hosts images keys loadbalancers locations
-    networkinterfaces offers publicipaddresses publishers resourcegroups secrets sharedgalleries skus snapshots
-    storageaccounts subnets subscriptions userassignedidentities vaults versions virtualmachines
+    networkinterfaces offers providers publicipaddresses publishers resourcegroups secrets sharedgalleries skus
+    snapshots storageaccounts subnets subscriptions userassignedidentities vaults versions virtualmachines
     virtualmachinescalesets virtualnetworks""".split())
 RESOURCE_PROVIDERS = frozenset(
     "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
@@ -1275,15 +1271,7 @@ class _Redactor:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
         self._networks: "Dict[Any, Any]" = {}  # subnet -> the subnet that takes its place
         self._next_network = 0x0A100000  # 10.16.0.0
-        self._place_all(parts.get("instance"))
-
-    def _place_all(self, node: "Any") -> None:
-        """Find a place for every subnet, before an address is asked for."""
-        network = _network(node) if isinstance(node, dict) else None
-        if network and network not in self._networks:
-            self._place(network)
-        for _, child in children(node):
-            self._place_all(child)
+        self._place(parts.get("instance"))  # before an address is asked for
 
     def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
         """``node`` redacted along a template; None: no table knows it."""
@@ -1374,26 +1362,22 @@ class _Redactor:
     def id(self, value: str) -> str:
         """A resource id is a type and a name in turn; "providers" is followed by a namespace. What does not fit
         that is a name."""
-        words, at, in_set = value.split("/"), 0, False
+        words, kind, in_set = value.split("/"), "", False
         if words[0]:
             return self.name(value)
-        while at < len(words):
-            kind = words[at].lower()
-            if kind and kind not in RESOURCE_TYPES and kind != "providers":
-                words[at] = self.name(words[at])
-            elif kind and at + 1 < len(words):
-                at += 1
-                words[at] = words[at] and self._part_of_id(kind, words[at], in_set)
-                in_set = kind == "virtualmachinescalesets"
-            at += 1
+        for at, word in enumerate(words):
+            if kind:
+                public = (kind == "providers" and word.lower() in RESOURCE_PROVIDERS
+                          or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+){1,3})\Z", word)
+                          or kind == "locations" and word.lower() in REGIONS
+                          or kind == "virtualmachines" and in_set and re.match(r"\d{1,4}\Z", word))
+                words[at] = word if public or not word else self.guid(word)
+                kind, in_set = "", kind == "virtualmachinescalesets"
+            elif word.lower() in RESOURCE_TYPES:
+                kind = word.lower()
+            else:
+                words[at] = word and self.name(word)
         return "/".join(words)
-
-    def _part_of_id(self, kind: str, name: str, in_set: bool) -> str:
-        public = (kind == "providers" and name.lower() in RESOURCE_PROVIDERS
-                  or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+){1,3})\Z", name)
-                  or kind == "locations" and name.lower() in REGIONS
-                  or kind == "virtualmachines" and in_set and re.match(r"\d{1,4}\Z", name))
-        return name if public else self.guid(name)
 
     def url(self, value: str) -> str:
         return self.number("url", value, "https://redacted.example/%d")
@@ -1435,16 +1419,20 @@ class _Redactor:
         text = self.number("mac", digits, "00155D%06X")
         return separator.join(text[at:at + 2] for at in range(0, 12, 2)) if separator else text
 
-    def _place(self, network: "Any") -> None:
-        """Find the network that takes the place of a subnet: of the same size, and another for each."""
+    def _place(self, node: "Any") -> None:
+        """Find the network that takes the place of each subnet in ``node``: of the same size, and another for each."""
         import ipaddress
 
-        size = network.num_addresses
-        start = -(-self._next_network // size) * size
-        if start < 0xF0000000 and start + size > 0x0B000000:  # 10.0.0.0/8 is full: on in 240.0.0.0/4, which nobody has
-            start = max(0xF0000000, size)
-        self._next_network = start + size
-        self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
+        network = _network(node) if isinstance(node, dict) else None
+        if network and network not in self._networks:
+            size = network.num_addresses
+            start = -(-self._next_network // size) * size
+            if start < 0xF0000000 and start + size > 0x0B000000:  # 10.0.0.0/8 is full: on in 240.0.0.0/4, nobody's
+                start = max(0xF0000000, size)
+            self._next_network = start + size
+            self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
+        for _, child in children(node):
+            self._place(child)
 
     def address(self, value: str) -> str:
         """An address keeps its subnet, or else that it is private, or public; brackets stay."""
