@@ -5051,7 +5051,11 @@ chosen      version-of-another  GET   true   attested before its time     {m}/at
 documented  event-list          GET   true   scheduled events             {m}/scheduledevents?api-version=2020-07-01
 documented  metadata            GET   -      events without the header    {m}/scheduledevents?api-version=2020-07-01
 observed    version-of-another  GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
-observed    json-headers        GET   true   headers of JSON              {i}{v}
+observed    content-type        GET   true   header Content-Type          {i}{v}
+observed    server              GET   true   header Server                {i}{v}
+observed    x-ms-request-id     GET   true   header x-ms-request-id       {i}{v}
+observed    date                GET   true   header Date                  {i}{v}
+observed    content-length      GET   true   header Content-Length        {i}{v}
 chosen      path                GET   true   platform of newer tokens     {m}/identity/getplatformmetadata{cred}=2.0
 chosen      path                GET   true   credential, by GET           {m}/identity/credential{cred}=1.0
 chosen      path                GET   true   newer credential, by GET     {m}/identity/issuecredential{cred}=2.0
@@ -5150,7 +5154,8 @@ def _shape_of_text(pattern: str) -> "Any":
 
 def _shape_of_balance(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
     if status == 404:
-        return "" if body.decode("utf-8", "replace") == REFUSALS["no-load-balancer"].body else "body %r" % body[:150]
+        said = body.decode("utf-8", "replace")
+        return "" if said == REFUSALS["no-load-balancer"].body else "body %r" % said[:150]
     return str(_shape_of_json(dict, ["loadbalancer"], False)(status, version, headers, body))
 
 
@@ -5161,11 +5166,25 @@ def _shape_of_token(status: int, version: str, headers: "Mapping[str, str]", bod
     return str(_shape_of_json(dict, names)(status, version, headers, body))
 
 
-def _shape_of_headers(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-    wanted = {"content-type": "application/json; charset=utf-8", "server": r"IMDS/\d+\.\d+\.\d+\.\d+",
-              "x-ms-request-id": "[0-9a-f-]{36}", "date": ".+ GMT", "content-length": str(len(body))}
-    return "; ".join("%s is %r" % (name, headers.get(name)) for name, pattern in wanted.items()
-                     if not re.match(pattern + r"\Z", headers.get(name, "")))
+def _shape_of_events(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+    why = str(_shape_of_json(dict, ["DocumentIncarnation", "Events"], False)(status, version, headers, body))
+    events = [] if why else parsed_or_none(body)["Events"]
+    wanted = [name for name, field in EVENT_FIELDS.items() if field.since <= version]
+    try:
+        for event in check(events, list, "Events"):
+            if list(check_event(event)) != wanted:
+                return "names %s in an event, not %s" % (", ".join(event), ", ".join(wanted))
+    except ValueError as error:
+        return str(error)
+    return why
+
+
+def _shape_of_header(name: str, pattern: str) -> "Any":
+    def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
+        value = headers.get(name)
+        return "" if re.match(pattern.replace("SIZE", str(len(body))) + r"\Z", value or "") else "it is %r" % value
+
+    return differs
 
 
 SHAPES: "Dict[str, Tuple[Tuple[int, ...], Callable[..., str]]]" = {
@@ -5179,8 +5198,12 @@ SHAPES: "Dict[str, Tuple[Tuple[int, ...], Callable[..., str]]]" = {
     "tenant": ((200,), _shape_of_json(dict, ["tenantId"])),
     "token": ((200, 400), _shape_of_token), "loadbalancer": ((200, 404), _shape_of_balance),
     "attested": ((200,), _shape_of_json(dict, ["encoding", "signature"])),
-    "event-list": ((200,), _shape_of_json(dict, ["DocumentIncarnation", "Events"], False)),
-    "json-headers": ((200,), _shape_of_headers),
+    "event-list": ((200,), _shape_of_events),
+    "content-type": ((200,), _shape_of_header("content-type", "(?i)application/json; charset=utf-8")),
+    "server": ((200,), _shape_of_header("server", r"IMDS/\d+\.\d+\.\d+\.\d+")),
+    "x-ms-request-id": ((200,), _shape_of_header("x-ms-request-id", "(?i)[0-9a-f-]{36}")),
+    "date": ((200,), _shape_of_header("date", ".+ GMT")),
+    "content-length": ((200,), _shape_of_header("content-length", "SIZE")),
 }
 
 
@@ -5189,35 +5212,59 @@ def verify(
 ) -> "Iterator[Tuple[Check, str, str]]":
     """Yield each of CONTRACT_CHECKS with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
-    status, _, body = ask("GET", "/metadata/versions", {"Metadata": "true"})
-    listed = parsed_or_none(body) if status == 200 else None
-    offered = listed.get("apiVersions") if isinstance(listed, dict) else None
-    offered = [each for each in VERSIONS if each in offered] if isinstance(offered, list) else []
-    offered_at_all: "List[str]" = []
+    listed = named = None
+    try:
+        listed = parsed_or_none(ask("GET", "/metadata/versions", {"Metadata": "true"})[2])
+    except Error:  # it may be all that can't be asked for
+        pass
+    offered = _known_versions(listed, "apiVersions")
     if not offered:  # it has no list; but its refusal of no version names the newest
-        refused = parsed_or_none(ask("GET", "/metadata/instance", {"Metadata": "true"})[2])
-        named = refused.get("newest-versions") if isinstance(refused, dict) else None
-        offered_at_all = [each for each in VERSIONS if each in named] if isinstance(named, list) else []
-    newest = max(offered or offered_at_all or [NEWEST])
+        named = parsed_or_none(ask("GET", "/metadata/instance", {"Metadata": "true"})[2])
+    newest = max(offered or _known_versions(named, "newest-versions") or [NEWEST])
     for row in CONTRACT_CHECKS:
         target = row.target.replace("VERSION", newest)
-        version = parse_target(target).query.get("api-version", "")
-        if offered and version in VERSIONS and version not in offered and row.expected in SHAPES:
-            yield row, "can't tell", "this service does not offer " + version
+        asked = parse_target(target)
+        version = asked.query.get("api-version", "")
+        added = ENDPOINTS[asked.endpoint].since if asked.endpoint and row.expected in SHAPES else None
+        if offered and version in VERSIONS and (version not in offered or added and version < added):
+            yield row, "can't tell", "this service does not offer " + (version if version not in offered else "it yet")
             continue
         sent = {} if row.header == "-" else {"Metadata": "true" if row.header == "xff" else row.header}
         if row.header == "xff":
             sent["X-Forwarded-For"] = "10.0.0.1"
         try:
             status, headers, body = ask(row.verb, target, sent)
+        except NotIMDS as error:
+            yield row, "differs", str(error)
+            continue
         except Error as error:
             yield row, "can't tell", str(error)
             continue
         why = judge(row, version, status, headers, body)
         if status == 429:
             yield row, "can't tell", "throttled"
+        elif why and not offered and row.expected in SHAPES and _refuses_version(status, body):
+            yield row, "can't tell", "this service refuses " + version
         else:
             yield row, "differs" if why else "holds", why
+
+
+def _known_versions(document: "Any", name: str) -> "List[str]":
+    """The versions that a document lists under a name and that this file knows."""
+    listed = document.get(name) if isinstance(document, dict) else None
+    return [each for each in VERSIONS if each in listed] if isinstance(listed, list) else []
+
+
+def _refuses_version(status: int, body: bytes) -> bool:
+    return status == 400 and b'"newest-versions"' in body or status == 404 and b"Invalid version" in body
+
+
+def is_like_imds(body: bytes) -> bool:
+    """Whether an answer could be one of IMDS, however wrong."""
+    document = parsed_or_none(body)
+    names = set(document) if isinstance(document, dict) else set()
+    return b"Required metadata header not specified" in body or bool(names.intersection(
+        ("compute", "access_token", "DocumentIncarnation", "newest-versions", "apiVersions", "loadbalancer")))
 
 
 # --- doctor: why can't my program reach IMDS from here?
@@ -5582,6 +5629,8 @@ OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "--verdicts": {"names": ["--json"], "action": "store_true", "help": "for programs"},
     "--checks-strict": {"names": ["--strict"], "action": "store_true",
                         "help": "count what documentation and observation leave open, too"},
+    "--each-timeout": {"names": ["--timeout"], "metavar": "SECONDS", "type": _seconds,
+                       "help": "for each request (default: as the client's)"},
     "--root": {"metavar": "DIR", "default": "/", "help": "where proc and sys are (default: /)"},
     "OPERATION": {"names": ["operation"], "metavar": "OPERATION", "nargs": "?", "help": "none: list them all"},
     "ARGUMENT": {"names": ["arguments"], "metavar": "NAME=VALUE", "nargs": "*", "help": "like kind=Reboot after=30"},
@@ -5667,12 +5716,21 @@ def _shown(value: "Any") -> str:
 
 
 def _run_verify(options: "Any") -> int:
-    client, last = Client(options.url, timeout=options.timeout or 5, deadline=options.timeout or 10), [0.0]
+    client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), [0.0]
+    answers: "set[str]" = set()  # which sorts came
+    gone: "List[Error]" = []  # why the last one did not
 
     def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
         time.sleep(max(0, last[0] + 0.25 - time.monotonic()))  # four a second are safe everywhere
         last[0] = time.monotonic()
-        return client.ask_once(verb, target, headers)
+        try:
+            status, said, body = client.ask_once(verb, target, headers)
+        except Unreachable as error:
+            gone[:] = [error]
+            raise
+        gone.clear()
+        answers.add("failing" if status in (410, 429) or status >= 500 else "imds" if is_like_imds(body) else "other")
+        return status, said, body
 
     marks, rows = ("documented", "observed", "chosen"), []  # type: Tuple[str, ...], List[Dict[str, str]]
     summary = {mark: dict.fromkeys(("holds", "differs", "can't tell"), 0) for mark in marks}
@@ -5688,8 +5746,12 @@ def _run_verify(options: "Any") -> int:
         for mark in marks:
             _print("%-10s  " % mark +
                    "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % summary[mark])
-    if sum(summary[mark]["holds"] for mark in marks) * 4 < len(rows) and rows[0]["why"].startswith("status"):
-        raise NotIMDS("of %d checks hardly any holds: what answers at %s is not IMDS" % (len(rows), client.endpoint))
+    if gone and sum(summary[mark]["can't tell"] for mark in marks) * 2 > len(rows):
+        raise gone[0]
+    if answers == {"failing"}:
+        raise Unavailable("%s answers nothing but 410, 429 and 5xx; try again later" % client.endpoint)
+    if "imds" not in answers:
+        raise NotIMDS("no answer is like one of the service: what answers at %s is not IMDS" % client.endpoint)
     return int(any(summary[mark]["differs"] for mark in (marks if options.strict else marks[:2])))
 
 
@@ -6423,7 +6485,7 @@ COMMANDS = {
     "ctl": Command(_run_ctl, "do an operation of an emulator that was started with --control",
                    "OPERATION ARGUMENT --url --timeout", {1: "the operation was refused", 3: None, 4: None, 5: None}),
     "verify": Command(_run_verify, "check whether something behaves as IMDS does; it only reads",
-                      "URL --verdicts --checks-strict --timeout",
+                      "URL --verdicts --checks-strict --each-timeout",
                       {1: "a documented or observed check differs", 3: None, 4: None, 5: None}),
     "doctor": Command(_run_doctor, "say why a program can't reach IMDS from here",
                       "--verdicts --root " + _ASKS, _CODES),

@@ -125,9 +125,11 @@ class Checks(unittest.TestCase):
              ["leaf as text", "listing of the root"]),
             ("listing without slashes", change_body(b"/", b"", "format=text"), ["listing of a list"]),
             ("listing with a newline", change_body(b"\\Z", b"\n", "format=text"), ["listing of compute"]),
-            ("no Server", change_header("server", None), ["headers of JSON"]),
-            ("no x-ms-request-id", change_header("x-ms-request-id", None), ["headers of JSON"]),
-            ("content type without a charset", change_header("content-type", "application/json"), ["headers of JSON"]),
+            ("no Server", change_header("server", None), ["header Server"]),
+            ("no x-ms-request-id", change_header("x-ms-request-id", None), ["header x-ms-request-id"]),
+            ("content type without a charset", change_header("content-type", "application/json"), ["header Content-Type"]),
+            ("a date of its own", change_header("date", "2026-02-07T00:00:00Z"), ["header Date"]),
+            ("another length", change_header("content-length", "7"), ["header Content-Length"]),
             ("expires_in is a number", change_body(b'"expires_in":"(\\d+)"', b'"expires_in":\\1'), ["token"]),
             ("token without not_before", change_body(b'"not_before":"\\d+",', b""), ["token"]),
             ("identity says it otherwise", change_body(b"Identity not found", b"No identity"), ["token of nobody"]),
@@ -174,13 +176,47 @@ class Checks(unittest.TestCase):
         with self.assertRaises(imds.Unreachable):
             verdicts(asker(change=absent))
         found = verdicts(late)
-        self.assertEqual(found["headers of JSON"], ("can't tell", "gone"))
+        self.assertEqual(found["header Date"], ("can't tell", "gone"))
         self.assertEqual(found["no header"][0], "holds")
         throttled = verdicts(asker(change=lambda verb, target, headers, answer: (429, {}, b"") if "identity" in target else answer))
         self.assertEqual((throttled["token"], throttled["no header"][0]), (("can't tell", "throttled"), "holds"))
         old = verdicts(asker(service(versions=["2020-06-01", "2021-02-01"])))
         self.assertEqual(old["document at 2019-06-01"], ("can't tell", "this service does not offer 2019-06-01"))
         self.assertEqual(old["document at 2021-02-01"], ("holds", ""))
+
+    def test_other_versions_are_no_difference(self):
+        for settings, most in (({"versions": ["2021-02-01"]}, 45), ({"versions": ["2018-10-01", "2020-09-01"]}, 45),
+                               ({"versions": ["2018-04-02"]}, 50)):
+            with self.subTest(settings=settings):
+                found = verdicts(asker(service(**settings)))
+                self.assertEqual([name for name, (verdict, _) in found.items() if verdict == "differs"], [])
+                self.assertLess(len([name for name, (verdict, _) in found.items() if verdict == "can't tell"]), most)
+        unlisted = verdicts(asker(service(versions=["2021-02-01"]), lambda verb, target, headers, answer: (
+            (404, {}, b"") if target.startswith("/metadata/versions") else answer)))
+        self.assertEqual(unlisted["document at 2021-02-01"], ("holds", ""))
+        self.assertEqual(unlisted["document at 2019-06-01"], ("can't tell", "this service refuses 2019-06-01"))
+        self.assertEqual(unlisted["versions"][0], "differs")
+
+    def test_each_event_is_looked_at(self):
+        of = service({"instance": {}, "scheduledevents": {"DocumentIncarnation": 1, "Events": [
+            {"EventId": "a", "EventType": "Reboot", "Resources": ["web_1"], "NotBefore": "2026-02-07T12:00:00Z"}]}})
+        self.assertEqual(verdicts(asker(of))["scheduled events"], ("holds", ""))
+        for old, new in ((b'"EventSource":"[^"]*",', b""), (b'"DurationInSeconds":[-0-9]+', b'"DurationInSeconds":"x"'),
+                         (br'"Resources":\[[^]]*\]', b'"Resources":"a"'), (b'"NotBefore":"[^"]*"', b'"NotBefore":"soon"')):
+            def change(verb, target, headers, answer, old=old, new=new):
+                return answer[:2] + (re.sub(old, new, answer[2]),) if "scheduledevents" in target else answer
+
+            with self.subTest(old=old):
+                verdict, why = verdicts(asker(of, change))["scheduled events"]
+                self.assertEqual((verdict, bool(why)), ("differs", True))
+
+    def test_something_else_than_http_differs(self):
+        def huge(verb, target, headers, answer):
+            if "format=text" in target:
+                raise imds.NotIMDS("more than 4194304 bytes")
+            return answer
+
+        self.assertEqual(verdicts(asker(change=huge))["leaf as text"], ("differs", "more than 4194304 bytes"))
 
     def test_lists_of_versions_that_lie(self):
         for body in (b"", b"[]", b"5", b'{"apiVersions":5}', b'{"apiVersions":["x",5,null]}', b'{"apiVersions":{}}', b"\xff"):
@@ -268,6 +304,7 @@ class Command(unittest.TestCase):
             (["instance/compute/nonsense: 503 always"], [], 1), (["HEAD: 404 always"], [], 1),
             (["identity/getplatformmetadata: 503 always"], [], 0), (["identity/getplatformmetadata: 503 always"], ["--strict"], 1), ([], ["--strict"], 0),
             (["portal always"], [], 5), (["404 always"], [], 5), (["redirect always"], [], 5),
+            (["410 always"], [], 4), (["503 always"], [], 4), (["429 always"], [], 4), (["versions: reset always"], [], 0),
         ):
             with self.subTest(faults=faults, arguments=arguments), imds.Emulator(faults=faults) as vm:
                 self.assertEqual(verify(vm.url, *arguments)[0], code)
@@ -286,6 +323,20 @@ class Command(unittest.TestCase):
             self.assertEqual(verify(web.url)[0], 5)
         with Script(b"SSH-2.0-OpenSSH_9.2\r\n") as ssh:
             self.assertEqual(verify(ssh.url)[0], 5)
+
+    def test_what_is_wrong_in_nearly_all_is_still_a_mock(self):
+        pretty = json.dumps({"compute": {"name": "x"}}, indent=2).encode()
+        for answer in (reply(200, pretty), lambda request: reply(200, b'{"access_token":"x"}') if "/oauth2/" in request
+                       else reply(404, b"no", "text/html")):
+            with self.subTest(answer=answer), Script(answer) as server:
+                self.assertEqual(verify(server.url)[0], 1)
+
+    def test_who_goes_away(self):
+        vm = imds.Emulator().start()
+        with mock.patch.object(imds, "CONTRACT_CHECKS", imds.CONTRACT_CHECKS[:6]), mock.patch.object(
+                imds, "judge", lambda *answer: vm.stop() or ""):
+            code, out, errors, _ = verify(vm.url, "--timeout", "1")
+        self.assertEqual((code, out.count("nobody answers"), errors.count("nobody answers")), (3, 5, 1))
 
     def test_a_service_that_throttles(self):
         with imds.Emulator(rate_limit=1, clock=Steps()) as vm:
