@@ -3639,14 +3639,14 @@ def _server_class() -> "Any":
             self.accept_again()
 
         def serve_forever(self, poll_interval: float = 1) -> None:
-            swept, select, serve = time.monotonic(), self.selector.select, self.serve
+            swept, select, guard, serve = time.monotonic(), self.selector.select, self.guard, self.serve
             try:
                 while not self.stopping:
                     ready = select(self.wait_time(poll_interval) if self.pending or self.timers else poll_interval)
                     self.now = time.monotonic()
                     for key, _ in ready:
                         if key.data is not None:
-                            serve(key.data)
+                            guard(key.data, serve)
                         elif key.fileobj is self.socket:
                             self.accept()
                         else:  # woken, by shutdown
@@ -3658,7 +3658,7 @@ def _server_class() -> "Any":
                         swept = self.now
                         self.accept_again()
                         for connection in [each for each in self.connections if each.time_left(swept) <= 0]:
-                            self.time_out(connection)
+                            guard(connection, self.time_out)
             finally:
                 self.server_close()
 
@@ -3669,13 +3669,11 @@ def _server_class() -> "Any":
             """Answer what is pending, and send what is due."""
             pending, self.pending = self.pending, []
             for connection in pending:
-                if connection in self.connections:
-                    self.guard(connection, self.converse)
+                self.guard(connection, self.converse)
             while self.timers and self.timers[0][0] <= time.monotonic():
                 connection = heapq.heappop(self.timers)[2]
-                if connection in self.connections and connection.later:
-                    connection.unsent, connection.since = connection.later.popleft()[1], self.now
-                    self.guard(connection, self.send)
+                connection.unsent, connection.since = connection.later.popleft()[1], self.now
+                self.guard(connection, self.send)
 
         def shutdown(self) -> None:
             self.stopping = True
@@ -3733,28 +3731,24 @@ def _server_class() -> "Any":
 
         def serve(self, connection: "_Connection") -> None:
             """Do what a connection is ready for: sending the rest of an answer, or else reading."""
-            if connection not in self.connections:  # dropped a moment ago
-                return
             if connection.unsent:
-                self.guard(connection, self.send)
-                return
-            if connection.conversation.pending and not connection.later:  # its turn comes
-                return
-            try:
-                data = connection.socket.recv(READ_SIZE)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.drop(connection)
-            elif not connection.lingering:
-                self.guard(connection, self.converse, data)
+                self.send(connection)
+            elif connection.later or not connection.conversation.pending:  # else its turn comes
+                try:
+                    data = connection.socket.recv(READ_SIZE)
+                except (BlockingIOError, InterruptedError):
+                    return
+                if not data:
+                    self.drop(connection)
+                elif not connection.lingering:
+                    self.converse(connection, data)
 
-        def guard(self, connection: "_Connection", do: "Callable[..., None]", *arguments: "Any") -> None:
-            """Do something for one connection; what it raises ends that connection and no other."""
+        def guard(self, connection: "_Connection", do: "Callable[[_Connection], None]") -> None:
+            """Do something for a connection, if it is still there; what it raises ends that one and no other."""
+            if connection not in self.connections:
+                return
             try:
-                do(connection, *arguments)
+                do(connection)
             except OSError:  # reset, or gone
                 self.drop(connection)
             except Exception as error:  # a fault of ours
@@ -3776,24 +3770,19 @@ def _server_class() -> "Any":
                 connection.unsent = parts[0][1]
                 self.send(connection)
             elif parts or conversation.ending:
-                self.deliver(connection, parts)
-
-        def deliver(self, connection: "_Connection", parts: "List[Tuple[float, bytes]]") -> None:
-            connection.later.extend(parts)
-            self.next_part(connection)
-            self.send(connection)
-
-        def next_part(self, connection: "_Connection") -> None:
-            """Make ready what can be sent now, and set a timer for what can't."""
-            ready = []
-            while connection.later and not connection.later[0][0]:
-                ready.append(connection.later.popleft()[1])
-            connection.unsent += b"".join(ready)
-            if connection.later and not connection.unsent:
-                heapq.heappush(self.timers, (time.monotonic() + connection.later[0][0], id(connection), connection))
+                connection.later.extend(parts)
+                self.send(connection)
 
         def send(self, connection: "_Connection") -> None:
-            while connection.unsent:
+            """Send what can be sent now, and set a timer for what comes later."""
+            later = connection.later
+            while connection.unsent or later:
+                if later and not later[0][0]:  # all that is ready goes as one piece
+                    connection.unsent += later.popleft()[1]
+                    continue
+                if not connection.unsent:
+                    heapq.heappush(self.timers, (time.monotonic() + later[0][0], id(connection), connection))
+                    break
                 try:
                     sent = connection.socket.send(connection.unsent)
                 except (BlockingIOError, InterruptedError):
@@ -3802,16 +3791,13 @@ def _server_class() -> "Any":
                 if connection.unsent:
                     connection.since = self.now if sent else connection.since
                     break
-                if connection.later:
-                    self.next_part(connection)
             if bool(connection.unsent) != connection.blocked:  # what does not read is not read
                 connection.blocked = not connection.blocked
                 self.selector.modify(connection.socket, WRITE if connection.blocked else READ, connection)
-            conversation = connection.conversation
-            if (conversation.ending or conversation.pending) and not connection.unsent and not connection.later:
-                if conversation.ending:
+            if not connection.unsent and not later:
+                if connection.conversation.ending:
                     self.end(connection)
-                else:
+                elif connection.conversation.pending:
                     self.pending.append(connection)
 
         def end(self, connection: "_Connection") -> None:
@@ -3829,13 +3815,9 @@ def _server_class() -> "Any":
             if not connection.conversation.in_request or connection.unsent or connection.lingering:
                 self.drop(connection)
                 return
-
-            def refuse(connection: "_Connection") -> None:
-                with self.lock:
-                    parts = connection.conversation.time_out()
-                self.deliver(connection, parts)
-
-            self.guard(connection, refuse)
+            with self.lock:
+                connection.later.extend(connection.conversation.time_out())
+            self.send(connection)
 
         def drop(self, connection: "_Connection") -> None:
             if connection in self.connections:
