@@ -3312,21 +3312,19 @@ HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-# A request's head. line: verb, target, version; headers: names in lower case, repeated ones joined by commas.
-Head = collections.namedtuple("Head", "verb target version headers")
 # An answer that may be given again: its bytes before and after the x-ms-request-id, and the ending.
 Kept = collections.namedtuple("Kept", "before after ending exchange")
 
 
-def parse_head(head: bytes) -> "Head":
-    """Read the head of a request, without the empty line at its end."""
+def parse_head(head: bytes) -> "Request":
+    """Read the head of a request, without the empty line at its end: a Request that has no body yet."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     words = lines[0].split(" ")
     if not (len(words) == 3 and words[0] and TOKEN.issuperset(words[0]) and re.match(r"[!-~]+\Z", words[1])
             and re.match(r"HTTP/1\.\d\Z", words[2])
             and (words[0] == "CONNECT" or re.match(r"/|http://|\*", words[1], re.I))):
         raise Rejection("malformed")
-    return Head(words[0], words[1], words[2], parse_headers(lines[1:]))
+    return Request(words[0], words[1], parse_headers(lines[1:]), b"", words[2])
 
 
 _parse_again = functools.lru_cache(maxsize=64)(parse_head)  # a client says the same each time
@@ -3428,13 +3426,13 @@ class Conversation:
                 yield None
                 continue
             try:
-                head = yield from self._read_head()
-                body = yield from self._read_body(head)
+                request = yield from self._read_head()
+                body = yield from self._read_body(request)
             except Rejection as refusal:
                 yield self._refuse(refusal.rule)
                 return
             self.in_request = False
-            yield self._answer(head, body)
+            yield self._answer(request._replace(body=body) if body else request)
 
     def _read_head(self) -> "Any":
         self._line = ""
@@ -3455,31 +3453,25 @@ class Conversation:
             seen = len(self._unread)
             yield None
         raw = bytes(self._unread[:found.start()])
-        head = _parse_again(raw) if len(raw) <= MAX_REPEATED else parse_head(raw)
+        request = _parse_again(raw) if len(raw) <= MAX_REPEATED else parse_head(raw)
         del self._unread[:found.end()]
-        self._line = "%s %s %s" % head[:3]
-        if head.version != "HTTP/1.0" and "host" not in head.headers or "," in head.headers.get("host", ""):
+        self._line = "%s %s %s" % (request.verb, request.target, request.version)
+        if request.version != "HTTP/1.0" and "host" not in request.headers or "," in request.headers.get("host", ""):
             raise Rejection("malformed")
-        return head
+        return request
 
-    def _read_body(self, head: "Head") -> "Any":
-        headers, length, chunked = head.headers, head.headers.get("content-length", "0"), False
-        if "transfer-encoding" in headers:
-            chunked = headers["transfer-encoding"].lower() == "chunked"
-            if not chunked or "content-length" in headers or head.version == "HTTP/1.0":
-                raise Rejection("malformed")
+    def _read_body(self, request: "Request") -> "Any":
+        headers, old = request.headers, request.version == "HTTP/1.0"
+        length, coding = headers.get("content-length", "0"), headers.get("transfer-encoding", "").lower()
+        if "transfer-encoding" in headers and (coding != "chunked" or "content-length" in headers or old):
+            raise Rejection("malformed")
         if not length.isdecimal():
             raise Rejection("malformed")
         if len(length) > 20 or int(length) > MAX_BODY:
             raise Rejection("body-size")
-        expects = headers.get("expect", "").lower() == "100-continue" and head.version != "HTTP/1.0"
-        if expects and (chunked or int(length)):
+        if headers.get("expect", "").lower() == "100-continue" and (coding or int(length)) and not old:
             yield [(0, b"HTTP/1.1 100 Continue\r\n\r\n")]
-        if chunked:
-            body = yield from self._read_chunks()
-        else:
-            body = yield from self._take(int(length))
-        return body
+        return (yield from self._read_chunks() if coding else self._take(int(length)))
 
     def _read_chunks(self) -> "Any":
         chunks, total = [], 0  # type: List[bytes], int
@@ -3518,8 +3510,7 @@ class Conversation:
             seen = len(self._unread)
             if not end:
                 yield None
-        line = yield from self._take(end)
-        return line
+        return (yield from self._take(end))
 
     def _take(self, size: int) -> "Any":
         while len(self._unread) < size:
@@ -3528,16 +3519,13 @@ class Conversation:
         del self._unread[:size]
         return data
 
-    def _answer(self, head: "Head", body: bytes) -> "List[Tuple[float, bytes]]":
-        wish = [word.strip(" \t") for word in head.headers.get("connection", "").lower().split(",")]
-        over = "keep-alive" not in wish if head.version == "HTTP/1.0" else "close" in wish
-        request = Request(head.verb, head.target, head.headers, body, head.version)
-        self._exchange = self._bench.respond(request, self._peer)
-        exchange = self._exchange
-        over = over or exchange.rule == "denied"
-        self.ending = "close" if over else ""
-        connection = "close" if over else "keep-alive" if head.version == "HTTP/1.0" else ""
-        data = format_response(exchange.response, head.verb != "HEAD", connection)
+    def _answer(self, request: "Request") -> "List[Tuple[float, bytes]]":
+        wish = [word.strip(" \t") for word in request.headers.get("connection", "").lower().split(",")]
+        over = "keep-alive" not in wish if request.version == "HTTP/1.0" else "close" in wish
+        exchange = self._exchange = self._bench.respond(request, self._peer)
+        self.ending = "close" if over or exchange.rule == "denied" else ""
+        connection = self.ending or ("keep-alive" if request.version == "HTTP/1.0" else "")
+        data = format_response(exchange.response, request.verb != "HEAD", connection)
         return self._spoiled(exchange, data) if exchange.fault else [(0, data)]
 
     def _spoiled(self, exchange: "Exchange", data: bytes) -> "List[Tuple[float, bytes]]":
