@@ -1963,7 +1963,6 @@ class Service:
         self.set_load_balancer(parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer)
         self.count, self._id_form = 0, "%08x-0000-4000-8000-%%012x" % int(now)
         self._date: "Tuple[Optional[int], str]" = (None, "")
-        self._forget()
         self.set_identities(identity.get("identities", ["system"]) if identities is None else identities)
 
     # --- what may change
@@ -2099,19 +2098,17 @@ class Service:
         elif endpoint and asked.rest:
             raise Rejection("path")
         node = getattr(self, ENDPOINTS[endpoint].answer)(asked, request) if endpoint else self._listing(asked, form)
-        if isinstance(node, str) and endpoint == "scheduledevents":  # JSON already
-            if form != "json":
-                raise Rejection("format", form)
-            return JSON_TYPE, node.encode()
         forms = ("json", "text") if endpoint in ("instance", None) else (form,) if endpoint == "versions" else ("json",)
         if form not in forms:
             raise Rejection("format", form)
-        if form == "json" and not isinstance(node, (dict, list)):
-            raise Rejection("leaf")
-        if form == "text" and endpoint != "versions":  # which has one form, whatever is asked for
+        if isinstance(node, bytes):  # JSON already
+            page = JSON_TYPE, node
+        elif form == "text" and endpoint != "versions":  # which has one form, whatever is asked for
             page = TEXT_TYPE, format_text(node).encode()
-        else:
+        elif isinstance(node, (dict, list)):
             page = JSON_TYPE, format_json(node).encode()
+        else:
+            raise Rejection("leaf")
         if endpoint == "instance" and len(self._pages) < 1000:  # it stays as it is until the document changes
             self._pages[key] = page
         return page
@@ -2141,9 +2138,9 @@ class Service:
             raise Rejection("path")
         return {"apiVersions": self.versions}
 
-    def scheduled_events(self, asked: "Target", request: "Request") -> str:
+    def scheduled_events(self, asked: "Target", request: "Request") -> bytes:
         """The list of scheduled events, as JSON."""
-        return self.events.text(asked.query["api-version"], not self.instance["compute"]["vmScaleSetName"])
+        return self.events.text(asked.query["api-version"], not self.instance["compute"]["vmScaleSetName"]).encode()
 
     def _to_start(self, request: "Request") -> "List[str]":
         """The EventIds that a POST approves; a payload with anything else in it changes nothing."""
