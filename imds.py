@@ -3667,13 +3667,6 @@ def _server_class() -> "Any":
             except OSError:  # it has ended by itself
                 pass
 
-        def close_port(self) -> None:
-            """Listen no more, at once."""
-            if self.accepting:
-                self.selector.unregister(self.socket)
-                self.accepting = False
-            self.socket.close()
-
         def server_close(self) -> None:
             super().server_close()
             for each in [connection.socket for connection in self.connections] + [self.waker, self.woken]:
@@ -3977,10 +3970,10 @@ class Emulator:
             server, thread, self._server, self._thread = self._server, self._thread, None, None
             self._ending = thread or self._ending
         own = thread is threading.current_thread()
-        if server and own:  # called by its own log: it ends after this turn, but its port is free at once
-            server.close_port()
         if server:
             server.shutdown()
+        if server and own:  # called by its own log: it ends after this turn, but its port is free at once
+            server.socket.close()
         if thread and not own:
             thread.join()
 
@@ -4032,19 +4025,16 @@ class Emulator:
         """Requests a second, or 0."""
         return self._bench.service.rate_limit
 
-    instance = property(_locked(Bench.instance), doc=Bench.instance.__doc__)
-    identities = property(_locked(Bench.identities), _locked(Bench.identities), doc=Bench.identities.__doc__)
-    load_balancer = property(_locked(Bench.load_balancer), _locked(Bench.load_balancer),
-                             doc=Bench.load_balancer.__doc__)
-    requests = property(_locked(Bench.requests), doc=Bench.requests.__doc__)
+    instance, requests = property(_locked(Bench.instance)), property(_locked(Bench.requests))
+    identities = property(_locked(Bench.identities), _locked(Bench.identities))
+    load_balancer = property(_locked(Bench.load_balancer), _locked(Bench.load_balancer))
     update, schedule, play = _locked(Bench.update), _locked(Bench.schedule), _locked(Bench.play)
-    approve, cancel, attested = _locked(Bench.approve), _locked(Bench.cancel), _locked(Bench.attested)
+    approve, cancel, events = _locked(Bench.approve), _locked(Bench.cancel), _locked(Bench.events)
     advance, freeze, resume = _locked(Bench.advance), _locked(Bench.freeze), _locked(Bench.resume)
-    now = _locked(Bench.now)
-    reset, replace, fail = _locked(Bench.reset), _locked(Bench.replace), _locked(Bench.fail)
-    recover, faults, lint = _locked(Bench.recover), _locked(Bench.faults), _locked(Bench.lint)
+    now, attested, replace = _locked(Bench.now), _locked(Bench.attested), _locked(Bench.replace)
+    fail, faults, recover = _locked(Bench.fail), _locked(Bench.faults), _locked(Bench.recover)
+    lint, reset = _locked(Bench.lint), _locked(Bench.reset)
     assert_requested, assert_not_requested = _locked(Bench.assert_requested), _locked(Bench.assert_not_requested)
-    events = _locked(Bench.events)
 
     def wait_for(self, path: str, *, times: int = 1, timeout: float = 10, **like: "Any") -> "List[Exchange]":
         """Return the requests like this as soon as there are so many; after ``timeout`` seconds raise AssertionError,
@@ -4081,7 +4071,6 @@ class ScaleSet:
     count    how many, up to 1000; they are numbered from 0, with names, ids, addresses, domains and zones as Azure
              numbers them
     port     of the first; the others follow it. 0: free ones
-    clock    as for Emulator
 
     All else is as for Emulator, and the same for each. ``control`` is that of the first; its operations take ``vm``.
     """
