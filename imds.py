@@ -2419,8 +2419,7 @@ class Bench:
         self._now = now
         if (moment is None or int(now) != moment.second or now >= moment.until
                 or events.changes != moment.changes):
-            until = events.settle()
-            moment = self._moment = Moment(int(now), until, events.changes, {})
+            moment = self._moment = Moment(int(now), events.settle(), events.changes, {})
         return moment
 
     def respond(self, request: "Request", peer: str = "-") -> "Exchange":
@@ -2467,9 +2466,8 @@ class Bench:
         self.journal.append(exchange)
         if self._log:
             self._write(log_line(exchange))
-        if self.watchers:
-            for watcher in self.watchers:
-                watcher()
+        for watcher in self.watchers:
+            watcher()
 
     def _write(self, line: str) -> None:
         assert self._log is not None
@@ -2728,13 +2726,9 @@ class Bench:
     def lint(self) -> "List[Dict[str, Any]]":
         """What the clients in the journal do against the published rules: dicts of rule, count, seen (the first such
         request), says (what the rule is) and mark (how sure it is)."""
-        findings = []
-        for name, rule in LINT.items():
-            found = list(rule.find(self.journal))
-            if found:
-                findings.append({"rule": name, "count": len(found), "seen": str(found[0]), "says": rule.says,
-                                 "mark": rule.mark})
-        return findings
+        found = {name: list(rule.find(self.journal)) for name, rule in LINT.items()}
+        return [{"rule": name, "count": len(those), "seen": str(those[0]), "says": LINT[name].says,
+                 "mark": LINT[name].mark} for name, those in found.items() if those]
 
     # --- control over HTTP
 
@@ -2923,19 +2917,16 @@ class _Playbook:
         often, amount = "x", 1.0
         if rest:
             found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
-                             r"|p (?P<p>0?\.\d{1,9}|0|1)|(?P<always>always))\Z", " ".join(rest))
+                             r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z", " ".join(rest))
             if not found:
                 fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
-            assert found
             often = str(found.lastgroup)
             try:
-                amount = duration(found.group(often)) if often in ("for", "always") else float(found.group(often))
+                amount = duration(found.group(often)) if often == "for" else float(found.group(often) or 1)
             except ValueError:
-                amount = 0 if often == "for" else 1
-            if often in ("x", "every") and amount < 1:
-                fail("a number from 1, behind " + often)
-            if often == "for" and amount <= 0:
-                fail("for 60s")
+                amount = 0
+            if often != "p" and amount <= 0:
+                fail("for 60s" if often == "for" else "a number from 1, behind " + often)
         if not 0 <= delay <= 86400:
             fail("a delay of at most a day")
         return _Step(delay, action or "ok", often, amount)
@@ -3019,11 +3010,10 @@ def masked(exchange: "Exchange") -> "Exchange":
     if request.body and "/identity" in request.target:
         request = request._replace(body=b"(masked)")
     if b'"access_token"' in response.body[:32]:
-        body = re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body)
-        response = response._replace(body=body)
+        response = response._replace(body=re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body))
     if len(request.body) + len(request.target) + sum(map(len, request.headers.values())) > MAX_KEPT:
         headers = {name: value[:200] for name, value in list(request.headers.items())[:50]}
-        request = Request(request.verb, request.target[:8192], headers, request.body[:4096], request.version)
+        request = request._replace(target=request.target[:8192], headers=headers, body=request.body[:4096])
     if len(response.body) > MAX_KEPT:
         response = response._replace(body=response.body[:MAX_KEPT])
     if request is exchange.request and response is exchange.response:
