@@ -3945,11 +3945,9 @@ class Emulator:
 
     def wait(self, seconds: "Optional[float]" = None) -> bool:
         """Return when it has been stopped, or after ``seconds``, and whether it still runs; a signal interrupts."""
-        left = 1e9 if seconds is None else seconds
-        until = time.monotonic() + left
-        while self._thread and self._thread.is_alive() and left > 0:
-            self._thread.join(min(0.5, left))
-            left = until - time.monotonic()
+        until = time.monotonic() + (1e9 if seconds is None else seconds)
+        while self._thread and self._thread.is_alive() and time.monotonic() < until:
+            self._thread.join(min(0.5, until - time.monotonic()))
         return bool(self._thread and self._thread.is_alive())
 
     def stop(self) -> None:
@@ -4031,22 +4029,19 @@ class Emulator:
         as ``assert_requested`` does. ``like``: verb, headers and query, as for ``requests``."""
         import threading
 
-        came, until = threading.Event(), time.monotonic() + timeout
-        with self._lock:
-            self._bench.watchers.append(came.set)
-        try:
-            while True:
-                came.clear()
-                with self._lock:
+        came, until = threading.Condition(self._lock), time.monotonic() + timeout
+        with came:
+            self._bench.watchers.append(came.notify_all)
+            try:
+                while True:
                     found = self._bench.requests(path, **like)
                     if len(found) >= times:
                         return found
                     if time.monotonic() >= until:
                         self._bench.assert_requested(path, times=times, **like)
-                came.wait(max(0, until - time.monotonic()))
-        finally:
-            with self._lock:
-                self._bench.watchers.remove(came.set)
+                    came.wait(max(0, until - time.monotonic()))
+            finally:
+                self._bench.watchers.remove(came.notify_all)
 
 
 class ScaleSet:
