@@ -2288,13 +2288,10 @@ class Service:
     def refuse(self, rule: str, request: "Optional[Request]" = None, value: str = "") -> "Response":
         """The response of a row of REFUSALS; ``request`` is None when it could not be read."""
         status, _, body = REFUSALS[rule]
-        extra: "List[Tuple[str, str]]" = []
         if request is not None:
             asked = parse_target(request.target)
             if len(asked.names) > 1 and asked.names[0] == "metadata":
                 body = DIALECTS.get(asked.names[1], {}).get(rule, body)
-            if status == 405:
-                extra = [("Allow", ", ".join(_verbs(asked.endpoint)))]
             if "$" in body:
                 from html import escape
 
@@ -2306,11 +2303,13 @@ class Service:
                 body = re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
         repeats = request is not None and self._repeats(request) and status < 500
         content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
-        return self._response(status, content_type, body.encode(), rule, repeats, extra)
+        response = self._response(status, content_type, body.encode(), rule, repeats)
+        if request is not None and status == 405:
+            response.headers.append(("Allow", ", ".join(_verbs(asked.endpoint))))
+        return response
 
     def _response(
         self, status: int, content_type: str, body: bytes, rule: "Optional[str]", repeats: bool,
-        extra: "Sequence[Tuple[str, str]]" = (),
     ) -> "Response":
         now = int(self.clock())
         if self._date[0] != now:
@@ -2320,7 +2319,7 @@ class Service:
         values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
                   "Date": self._date[1], "Content-Length": str(len(body))}
         headers = [(name, values[name]) for name in HEADERS.get(content_type, IMDS_HEADERS)]
-        return Response(status, headers + list(extra), body, rule, repeats)
+        return Response(status, headers, body, rule, repeats)
 
     def request_id(self, number: int) -> str:
         """The x-ms-request-id of the answer with this number."""
@@ -3605,8 +3604,7 @@ def _server_class() -> "Any":
             self.timers: "List[Tuple[float, int, _Connection]]" = []
             self.waker, self.woken = socket.socketpair()
             self.selector = selectors.DefaultSelector()
-            by_select = isinstance(self.selector, selectors.SelectSelector)
-            self.most = MAX_BY_SELECT if by_select else sys.maxsize
+            self.most = MAX_BY_SELECT if isinstance(self.selector, selectors.SelectSelector) else sys.maxsize
             super().__init__(address, Conversation)  # type: ignore[arg-type]  # not a handler class: there is none
             self.socket.setblocking(False)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every connection inherits it
@@ -3623,9 +3621,7 @@ def _server_class() -> "Any":
                         if key.data is not None:
                             guard(key.data, serve)
                         elif key.fileobj is self.socket:
-                            self.accept()
-                        else:  # woken, by shutdown
-                            self.stopping = True
+                            self.accept()  # the third that may be ready is woken, by shutdown
                     self.bench.service.new_turn()
                     if self.pending or self.timers:
                         self.go_on()
@@ -3957,13 +3953,12 @@ class Emulator:
         with self._starting:
             server, thread, self._server, self._thread = self._server, self._thread, None, None
             self._ending = thread or self._ending
-        own = thread is threading.current_thread()
-        if server:
+        if server and thread:
             server.shutdown()
-        if server and own:  # called by its own log: it ends after this turn, but its port is free at once
-            server.socket.close()
-        if thread and not own:
-            thread.join()
+            if thread is threading.current_thread():  # called by its own log: it ends after this turn,
+                server.socket.close()  # but its port is free at once
+            else:
+                thread.join()
 
     __enter__ = start
 
