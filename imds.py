@@ -2769,12 +2769,12 @@ class Bench:
         if vm is not None and not 0 <= check(vm, int, "vm") < len(self.siblings):
             raise ValueError("vm must be from 0 to %d, not %r" % (len(self.siblings) - 1, vm))
         method = getattr(self if vm is None else self.siblings[vm], name)
-        parameters = inspect.signature(method).parameters
-        if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
+        signature = inspect.signature(method)
+        if not any(each.kind == each.VAR_KEYWORD for each in signature.parameters.values()):
             for argument in given:
-                known(argument, list(parameters) or ["no arguments"], "argument of " + name)
+                known(argument, list(signature.parameters) or ["no arguments"], "argument of " + name)
         try:
-            inspect.signature(method).bind(**given)
+            signature.bind(**given)
         except TypeError as error:
             raise ValueError("%s; it is %s" % (error, describe(name)["signature"])) from None
         check_plain(given, "the arguments")
@@ -3081,15 +3081,13 @@ def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 
 
 def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
-    first: "Dict[str, Exchange]" = {}  # target -> the first 410 since it was answered otherwise
-    last: "Dict[str, Exchange]" = {}
+    gone: "Dict[str, List[Exchange]]" = {}  # target -> each 410 since it was answered otherwise
     for each in journal:
-        last[each.request.target] = each
         if each.response.status == 410:
-            first.setdefault(each.request.target, each)
+            gone.setdefault(each.request.target, []).append(each)
         else:
-            first.pop(each.request.target, None)
-    return (last[target] for target, each in first.items() if last[target].time - each.time < PATIENCE[""].gone - 20)
+            gone.pop(each.request.target, None)
+    return (those[-1] for those in gone.values() if those[-1].time - those[0].time < PATIENCE[""].gone - 20)
 
 
 def _is_old(each: "Exchange", asked: "Target") -> bool:
@@ -3615,7 +3613,10 @@ def _server_class() -> "Any":
             swept, select, guard, serve = time.monotonic(), self.selector.select, self.guard, self.serve
             try:
                 while not self.stopping:
-                    ready = select(self.wait_time(poll_interval) if self.pending or self.timers else poll_interval)
+                    wait = 0 if self.pending else poll_interval
+                    if self.timers:
+                        wait = max(0, min(wait, self.timers[0][0] - time.monotonic()))
+                    ready = select(wait)
                     self.now = time.monotonic()
                     for key, _ in ready:
                         if key.data is not None:
@@ -3632,9 +3633,6 @@ def _server_class() -> "Any":
                             guard(connection, self.time_out)
             finally:
                 self.server_close()
-
-        def wait_time(self, most: float) -> float:
-            return 0 if self.pending else max(0, min(most, self.timers[0][0] - time.monotonic()))
 
         def go_on(self) -> None:
             """Answer what is pending, and send what is due."""
