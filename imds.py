@@ -3769,7 +3769,7 @@ def _server_class() -> "Any":
             if conversation.ending == "reset" or conversation.ending == "close" and not conversation.lingers:
                 self.drop(connection)
                 return
-            if conversation.lingers:  # closed at once, unread data would reset it before the answer is read
+            if conversation.ending == "close":  # closed at once, unread data would reset it before the answer is read
                 connection.socket.shutdown(socket.SHUT_WR)
             connection.lingering, connection.since = True, self.now
 
