@@ -5903,8 +5903,7 @@ def _run_serve(options: "Any") -> int:
         raise ValueError("--reload goes with a file")
     options.seen = _stamp(options.document) if options.reload else None
     log = _Log()
-    make = _scale_set if options.scale_set is not None else _emulator
-    vm: "Any" = make(options, None if options.quiet else log)
+    vm = _emulator(options, None if options.quiet else log)
     signals = _Signals()
     try:
         _start(vm, options)
@@ -6170,25 +6169,12 @@ def _run_ctl(options: "Any") -> int:
     return 0
 
 
-def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Emulator":
-    """The emulator that the options ask for."""
-    vm = Emulator(_parts(options), load_balancer=options.load_balancer, **_settings(options, log))
-    _play(vm, options)
-    return vm
-
-
-def _scale_set(options: "Any", log: "Optional[Callable[[str], None]]") -> "ScaleSet":
-    """The scale set that the options ask for."""
-    if options.document or options.set or options.reload:
+def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
+    """The Emulator, or the ScaleSet, that the options ask for, with its events and faults."""
+    count = getattr(options, "scale_set", None)
+    if count is not None and (options.document or options.set or options.reload):
         raise ValueError("--scale-set goes with no file, --set or --reload")
-    vms = ScaleSet(options.scale_set, profile=options.profile or "scaleset", load_balancer=options.load_balancer,
-                   **_settings(options, log))
-    _play(vms[0], options, vms)
-    return vms
-
-
-def _settings(options: "Any", log: "Optional[Callable[[str], None]]") -> "Dict[str, Any]":
-    """What the options say of an emulator, but for its VM."""
+    parts = _parts(options) if count is None else None
     if not options.host:
         raise ValueError("--host wants an address; 0.0.0.0 is all of IPv4, :: is all of IPv6")
     identities = options.identity
@@ -6196,27 +6182,23 @@ def _settings(options: "Any", log: "Optional[Callable[[str], None]]") -> "Dict[s
         if len(identities) > 1:
             raise ValueError("--identity none goes with no other")
         identities = []
-    return {
-        "host": options.host, "port": options.port, "rate_limit": options.rate_limit, "cloud": options.cloud,
-        "versions": options.api_versions and options.api_versions.split(","), "as_of": options.as_of, "log": log,
-        "clock": Clock(time.time, scale=options.time_scale), "identities": identities,
-        "allow_hosts": options.allow_host, "control": options.control, "attested_flaw": options.attested_flaw,
-        "attested_issuer": options.attested_issuer,
-    }
-
-
-def _play(vm: "Emulator", options: "Any", vms: "Any" = ()) -> None:
-    """Let events and faults take their course; faults on each of several ``vms``."""
+    settings = {name: getattr(options, name) for name in (
+        "host", "port", "rate_limit", "cloud", "as_of", "control", "attested_flaw", "attested_issuer", "load_balancer")}
+    settings.update(
+        versions=options.api_versions and options.api_versions.split(","), allow_hosts=options.allow_host, log=log,
+        clock=Clock(time.time, scale=options.time_scale), identities=identities)
+    vm: "Any" = Emulator(parts, **settings) if count is None else ScaleSet(
+        count, profile=options.profile or "scaleset", **settings)
+    vms = [vm] if count is None else vm
     for event in options.event:
-        vm.schedule(**_event(event))
+        vms[0].schedule(**_event(event))
     for scenario in options.scenario:
-        vm.play(scenario)
+        vms[0].play(scenario)
     for playbook in options.fault:
-        for other in list(vms)[1:]:
-            other.fail(playbook)
-        said = vm.fail(playbook)
+        said = [each.fail(playbook) for each in vms][0]
         if " p " in said["playbook"]:
             say("imds: fault %(playbook)s, seed %(seed)d" % said)
+    return vm
 
 
 def _parts(options: "Any") -> "Dict[str, Any]":
