@@ -4391,15 +4391,13 @@ class Client:
         query += sorted((name, value) for name, value in selector.items() if value)
         target = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query)
         kept: "Any" = self._tokens.get(target)
-        if kept and kept.left(self._timer(), self._clock()) > TOKEN_RENEWED:
-            return dict(kept.answer)
-        good = kept and kept.left(self._timer(), self._clock()) > 0
-        if good and self._timer() < kept.tried + RENEWAL_PAUSE:
+        left = kept.left(self._timer(), self._clock()) if kept else 0
+        if left > TOKEN_RENEWED or left > 0 and self._timer() < kept.tried + RENEWAL_PAUSE:
             return dict(kept.answer)
         try:
             renewed = self._new_token(target)
         except (Unavailable, Unreachable, NotIMDS):
-            if not good:
+            if left <= 0:
                 raise
             kept.tried = self._timer()
             return dict(kept.answer)
@@ -4425,13 +4423,16 @@ class Client:
         is not right. NOT checked are the signature and the chain of certificates: the standard library
         can't. Whoever the document is meant for must check them, with openssl for example.
         """
+        import calendar
+
         call = self._call()
         query = urllib.parse.urlencode({"nonce": nonce} if nonce else {})
         reply = self._ask_newest("/metadata/attested/document", query, call)
         document = _content(reply)
         try:
             content = attested_content(document)
-            stamps = [_attested_time(content["timeStamp"][name]) for name in ("createdOn", "expiresOn")]
+            stamps = [calendar.timegm(time.strptime(content["timeStamp"][name], ATTESTED_TIME))
+                      for name in ("createdOn", "expiresOn")]
             signed_nonce, vm_id = content["nonce"], content["vmId"]
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise _not_imds(reply, "something that is not an attested document (%s)" % error) from None
@@ -4862,12 +4863,6 @@ def _content(reply: "Reply") -> "Any":
     if content is None:
         raise _not_imds(reply, str(odd))
     return content
-
-
-def _attested_time(text: str) -> float:
-    import calendar
-
-    return calendar.timegm(time.strptime(text, ATTESTED_TIME))
 
 
 def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
@@ -5434,15 +5429,14 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
 def _parser(arguments: "Sequence[str]") -> "Any":
     import argparse
 
-    class Formatter(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, prog: str) -> None:
-            super().__init__(prog, max_help_position=28, width=79)
+    layout: "Any" = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=79)
 
-    def parser(make: "Callable[..., Any]", name: str, text: str, codes: str, **more: str) -> "Any":
-        return make(name, description=text, epilog=codes, formatter_class=Formatter, **more)
+    def parser(make: "Callable[..., Any]", name: str, text: str, codes: "Mapping[Any, Any]", **more: str) -> "Any":
+        listed = "\n".join(["exit codes:"] + ["  %-3s  %s" % code for code in codes.items()])
+        return make(name, description=text, epilog=listed, formatter_class=layout, **more)
 
     whole = parser(argparse.ArgumentParser, "python3 -m imds",
-                   "Client and emulator of the Azure Instance Metadata Service.", _exit_codes(EXIT_CODES))
+                   "Client and emulator of the Azure Instance Metadata Service.", EXIT_CODES)
     whole.add_argument("--version", action="version", version="imds " + __version__)
     commands = whole.add_subparsers(metavar="COMMAND", dest="name")
     commands.required = True
@@ -5451,8 +5445,7 @@ def _parser(arguments: "Sequence[str]") -> "Any":
         row = COMMANDS[name]
         codes = {code: text for code, text in EXIT_CODES.items() if code in {0, 2}.union(row.codes)}
         codes.update((code, text) for code, text in row.codes.items() if text)
-        command = parser(commands.add_parser, name, row.text[0].upper() + row.text[1:] + ".", _exit_codes(codes),
-                         help=row.text)
+        command = parser(commands.add_parser, name, row.text[0].upper() + row.text[1:] + ".", codes, help=row.text)
         command.set_defaults(run=row.run)
         if name == "exec":
             command.usage = "%(prog)s [OPTIONS] [VM.json] -- COMMAND ..."
@@ -5460,10 +5453,6 @@ def _parser(arguments: "Sequence[str]") -> "Any":
             settings = dict(OPTIONS[option])
             command.add_argument(*settings.pop("names", [option]), **settings)
     return whole
-
-
-def _exit_codes(codes: "Mapping[Any, Any]") -> str:
-    return "\n".join(["exit codes:"] + ["  %-3s  %s" % code for code in codes.items()])
 
 
 def _seconds(text: str) -> float:
@@ -6036,10 +6025,6 @@ def _run_exec(options: "Any") -> int:
         options.host, options.port = DEFAULT_ENDPOINT.partition("://")[2], 80
     vm = _emulator(options, None)
     children, ending = [], []  # type: List[Any], List[bool]
-    environment = dict(os.environ)
-    if options.isolated:  # what would lead elsewhere than to the address
-        for name in LEADING:
-            environment.pop(name, None)
 
     def end(*_: object) -> None:
         ending.append(True)
@@ -6052,9 +6037,10 @@ def _run_exec(options: "Any") -> int:
             signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command, too
             signal.signal(signal.SIGTERM, end)
         program = shutil.which(options.command[0]) if os.name == "nt" else None  # a .cmd, too
+        environment = dict(os.environ, **vm.environ)
+        if options.isolated:  # what leads elsewhere than to the address is left out
+            environment = {name: value for name, value in environment.items() if name not in LEADING}
         try:
-            environment.update({name: value for name, value in vm.environ.items()
-                                if name not in LEADING or not options.isolated})
             children.append(subprocess.Popen([program or options.command[0]] + options.command[1:], env=environment))
         except OSError as error:
             return _complain("%s: %s" % (options.command[0], error.strerror), 126 if error.errno == 13 else 127)
