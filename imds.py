@@ -4524,10 +4524,7 @@ class Client:
         names, question, query = path.partition("?")
         if names.startswith("/metadata") and (question or not (names + "/").startswith("/metadata/instance/")):
             return path
-        below = names.strip("/")
-        for prefix in ("metadata", "instance"):
-            if (below + "/").startswith(prefix + "/"):
-                below = below[len(prefix):].lstrip("/")
+        below = re.sub(r"\A(metadata(/+|\Z))?(instance(/+|\Z))?", "", names.strip("/"))
         return "/metadata/instance/" + below + question + query
 
     # --- one request, and its tries
@@ -4570,11 +4567,11 @@ class Client:
             else:
                 failure, first_pause = self._unreachable(url, problem), 0.1
                 call.interrupted, silent = True, silent + isinstance(problem, _Silence)
-                total = row.gone if call.gone is not None else row.total
-                if call.gone is None and self.deadline is None and _is_nobody(problem):
-                    total = NOBODY
-                if silent > 1 and call.gone is None:
-                    raise told or failure
+                total = row.gone
+                if call.gone is None:
+                    total = NOBODY if self.deadline is None and _is_nobody(problem) else row.total
+                    if silent > 1:
+                        raise told or failure
             import random
 
             left = call.begun + total - self._timer()
@@ -5803,9 +5800,8 @@ class _Handlers:
 
     def look(self, events: "Mapping[str, Mapping[str, Any]]") -> None:
         """See who has ended, and send the approvals that are due."""
-        for event_id in [each for each, handler in self.running.items() if handler.poll() is not None]:
-            if self.report(event_id):
-                self.approvals.append(event_id)
+        ended = [each for each, handler in self.running.items() if handler.poll() is not None]
+        self.approvals += [each for each in ended if self.report(each)]
         self.approvals = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
         together = [self.approvals] if self.approvals else []
         while together:
