@@ -33,6 +33,7 @@ The file has ten rooms. Each knows only the rooms above it:
 
 import collections
 import functools
+import itertools
 import json
 import os
 import re
@@ -499,6 +500,9 @@ RETRIED_404 = ("instance", "identity/oauth2/token")
 MAX_DEPTH = 64  # containers in one another, in a document of a user
 
 
+MAX_MESSAGE = 2000  # characters; what a service says can be long
+
+
 class Error(Exception):
     """What is raised when the service, or the way to it, fails.
 
@@ -511,7 +515,7 @@ class Error(Exception):
     def __init__(
         self, message: str, status: "Optional[int]" = None, body: "Optional[str]" = None, url: "Optional[str]" = None,
     ) -> None:
-        message = one_line(message)
+        message = one_line(message[:MAX_MESSAGE])
         super().__init__(message)
         self.message, self.status, self.body, self.url = message, status, body, url
         self.offered: "List[str]" = []  # the api-versions to try instead, the best first
@@ -608,7 +612,10 @@ def nearest_of(word: str, words: "Iterable[str]", cutoff: float) -> "Optional[st
 def suggest(document: "Any", path: str) -> "Optional[str]":
     """Return the path in ``document`` that is most like ``path``, or None: right but for its case,
     right but for where it begins, or nearly right."""
-    paths = list(walk(document))
+    try:
+        paths = list(itertools.islice(walk(document), 20000))  # or it would take longer than the request
+    except RecursionError:
+        return None
     wanted = "/".join(filter(None, path.split("/"))).lower()
     for known in paths:
         if known.lower() == wanted or known.lower().endswith("/" + wanted):
@@ -3940,9 +3947,10 @@ class Emulator:
     def wait(self, seconds: "Optional[float]" = None) -> bool:
         """Return when it has been stopped, or after ``seconds``, and whether it still runs; a signal interrupts."""
         until = time.monotonic() + (1e9 if seconds is None else seconds)
-        while self._thread and self._thread.is_alive() and time.monotonic() < until:
-            self._thread.join(min(0.5, until - time.monotonic()))
-        return bool(self._thread and self._thread.is_alive())
+        thread = self._thread
+        while thread and thread.is_alive() and time.monotonic() < until:
+            thread.join(min(0.5, until - time.monotonic()))
+        return bool(thread and thread.is_alive())
 
     def stop(self) -> None:
         """Close every connection and the port, at once."""
@@ -4123,7 +4131,7 @@ class ScaleSet:
 # ==================================================================================================
 
 TOKEN_VERSION = "2018-02-01"
-MAX_REPLY = 4 * 1024 * 1024  # bytes
+MAX_REPLY, MAX_EVENTS = 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
 NOBODY = 2  # seconds after which it is said that nobody answers, where no deadline was given
 RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is good still
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
@@ -4142,14 +4150,20 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
     @property
     def retry_after(self) -> int:
         """Seconds to wait, or 0."""
-        seconds = self.headers.get("retry-after", "")
-        return int(seconds) if re.match(r"[0-9]{1,9}\Z", seconds) else 0
+        said = self.headers.get("retry-after", "").strip()
+        try:
+            if said.isdecimal():
+                return int(said[:9])
+            return int(max(0, (parse_time(said) or 0) - (parse_time(self.headers.get("date", "")) or time.time())))
+        except ValueError:
+            return 0
 
     @property
     def body(self) -> "Optional[str]":
         """The body as text, where it may be shown: of the identity service only what the contract says of it."""
         text = str(self.data.decode("utf-8", "replace"))
-        return text if "/metadata/identity" not in self.url or text in _identity_refusals() else None
+        is_of_identity = "identity" in urllib.parse.unquote(self.url).lower()  # however it is spelled
+        return None if is_of_identity and text not in _identity_refusals() else text
 
     def __repr__(self) -> str:  # as in a traceback with the values of variables
         return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
@@ -4224,6 +4238,7 @@ class Client:
         self._clock, self._timer, self._sleep = clock, timer, sleep
         self._negotiated: "Dict[str, str]" = {}  # by endpoint
         self._listed_events = False
+        self.begun: "Optional[float]" = None  # when the first call did, if one deadline is to hold for several
         self.ahead = 0.0  # seconds by which the clock that NotBefore goes by is ahead of ours
         self._tokens: "Dict[str, Any]" = {}
 
@@ -4290,6 +4305,9 @@ class Client:
             self.ahead = (parse_time(reply.headers.get("date", "")) or self._clock()) - self._clock()
         except ValueError:  # an odd Date says nothing of the time
             pass
+        if len(listed) > MAX_EVENTS:
+            raise _not_imds(reply, "more than %d events" % MAX_EVENTS)
+        why = ""
         for event in listed:
             try:
                 check_event(event)
@@ -4298,7 +4316,9 @@ class Client:
                     raise ValueError("it has no " + ", ".join(missing))
                 events.append(event)
             except ValueError as error:
-                odd = _not_imds(reply, "an event that can't be read (%s)" % error)
+                why = why or str(error)
+        if why:
+            odd = _not_imds(reply, "an event that can't be read (%s)" % why)
         self._listed_events = True
         return dict(document, Events=events), odd
 
@@ -4318,21 +4338,21 @@ class Client:
                           refusal.status, refusal.body, refusal.url) from None
         text = reply.data.strip()
         answer = parsed_or_none(text) if text else {}
-        if answer is None or isinstance(answer, dict) and "error" in answer:
-            kind = Refused if answer else NotIMDS
-            raise kind("%s answered %d to an approval with %s: it was not taken" % (
-                reply.url, reply.status, "an error" if answer else "something that is not JSON"),
+        is_error = isinstance(answer, dict) and "error" in answer
+        if is_error or not isinstance(answer, dict) or _is_foreign(reply):
+            raise (Refused if is_error else NotIMDS)("%s answered %d to an approval with %s: it was not taken" % (
+                reply.url, reply.status, "an error" if is_error else "something that is not the service's"),
                 reply.status, reply.body, reply.url)
 
-    def _ask_events(self, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
-        target = "/metadata/scheduledevents?api-version="
+    def _ask_events(self, call: "_Call", body: "Optional[bytes]" = None, query: str = "") -> "Reply":
+        target, rest = "/metadata/scheduledevents?api-version=", query and "&" + query
         newest = self._negotiated.get("scheduledevents", EVENTS_NEWEST)
         try:
-            return self._ask(target + newest, call, body)
+            return self._ask(target + newest + rest, call, body)
         except NotFound:
             if newest == EVENTS_GA:
                 raise
-        reply = self._ask(target + EVENTS_GA, call, body)  # a service of before the other
+        reply = self._ask(target + EVENTS_GA + rest, call, body)  # a service of before the other
         self._negotiated["scheduledevents"] = EVENTS_GA
         return reply
 
@@ -4343,8 +4363,8 @@ class Client:
         ends with the Error when the service has failed for longer than the deadline."""
         seen: "Any" = None
         for document in self.poll_events(interval=interval):
-            if document["DocumentIncarnation"] != seen:
-                seen = document["DocumentIncarnation"]
+            if (document["DocumentIncarnation"], document["Events"]) != seen:
+                seen = document["DocumentIncarnation"], document["Events"]
                 yield document
 
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
@@ -4356,8 +4376,11 @@ class Client:
         while True:
             begun = self._timer()
             try:
-                last, odd = self._events(self._call())
-                failing = None
+                document, odd = self._events(self._call())
+                if odd and last:  # an event that can't be read is not gone
+                    listed = {event["EventId"] for event in document["Events"]}
+                    document["Events"] += [event for event in last["Events"] if event["EventId"] not in listed]
+                last, failing = document, None
             except Error as error:
                 failing, odd = begun if failing is None else failing, error
                 row = self._patience("/metadata/scheduledevents")
@@ -4456,7 +4479,10 @@ class Client:
         for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
                            ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
             try:
-                vm[part] = _content(self._whole("/metadata/" + path, call if self.deadline else self._call()))
+                reply = self._whole("/metadata/" + path, call if self.deadline else self._call())
+                vm[part] = _content(reply)
+                if not isinstance(vm[part], dict):
+                    raise _not_imds(reply, "JSON of another shape")
             except (NotFound, Refused):
                 pass  # this service, or this VM, has none
         if "identity" in vm:
@@ -4493,8 +4519,8 @@ class Client:
         endpoint = parse_target(path).endpoint
         if endpoint is None or ENDPOINTS[endpoint].since is None or "api-version=" in query:
             return self._ask(target, call)
-        if target == "/metadata/scheduledevents":
-            return self._ask_events(call)
+        if endpoint == "scheduledevents":
+            return self._ask_events(call, query=query)
         return self._ask_newest(path, query, call)
 
     def _ask_newest(self, path: str, query: str, call: "_Call") -> "Reply":
@@ -4530,7 +4556,7 @@ class Client:
     # --- one request, and its tries
 
     def _call(self) -> "_Call":
-        return _Call(self._timer())
+        return _Call(self._timer() if self.begun is None else self.begun)
 
     def _patience(self, target: str) -> "Patience":
         """The row of PATIENCE for a target, with what was chosen for this client."""
@@ -4578,7 +4604,7 @@ class Client:
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             asked = reply.retry_after if reply is not None else 0
             last = left - min(0.5, total / 10)  # the last try, with time for an answer
-            if last < 0.001 or asked > left:
+            if last < 0.001 or asked > last:
                 raise told if told and isinstance(problem, _Silence) else failure
             self._sleep(min(max(wait, asked), last))
             pause = min(pause * 2, 8)
@@ -4631,7 +4657,7 @@ class _Token:
                  if re.match(r"[0-9]{1,12}\Z", str(answer.get(name)))]
         token = answer.get("access_token")
         self.is_usable = bool(lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token))
-        self.answer = {name: str(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
+        self.answer = {name: leaf(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
         self.tried, self._timer, self._clock, self._lasts = timer - RENEWAL_PAUSE, timer, clock, min(lasts or [0])
 
     def left(self, timer: float, clock: float) -> float:
@@ -4655,18 +4681,24 @@ def _transport() -> "Callable[..., Reply]":
         limit: "_Limit"
         received, ended = 0, False
 
-        def recv_into(self, *args: "Any") -> int:
+        def in_time(self, do: "Callable[..., Any]", *args: "Any") -> "Any":
             left = self.limit.left(self.limit.row.answer)
             if not 0.99 * left < (self.gettimeout() or 0) <= left:  # setting it costs a system call
                 self.settimeout(left)
             try:
-                count = super().recv_into(*args)
+                return do(*args)
             except socket.timeout:
                 raise _Silence("timed out") from None
+
+        def sendall(self, *args: "Any") -> None:
+            self.in_time(super().sendall, *args)
+
+        def recv_into(self, *args: "Any") -> int:
+            count = self.in_time(super().recv_into, *args)
             self.received, self.ended = self.received + count, count == 0
             if self.received > MAX_REPLY + 65536:
                 raise _TooMuch()
-            return count
+            return int(count)
 
     class Response(http.client.HTTPResponse):
         def begin(self) -> None:
@@ -4693,23 +4725,28 @@ def _transport() -> "Callable[..., Reply]":
             until = limit.timer() + limit.left(limit.row.connect)
             addresses = _addresses(self.host, self.port, until - limit.timer())
             for at, address in enumerate(addresses):
-                self.sock = Socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-                self.sock.limit = limit
-                self.sock.settimeout(max(0.001, (until - limit.timer()) / (len(addresses) - at)))
+                share = (until - limit.timer()) / (len(addresses) - at)
+                if share <= 0:
+                    break
                 try:
+                    self.sock = Socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+                    self.sock.limit = limit
+                    self.sock.settimeout(share)
                     self.sock.connect((address, self.port))
                     return
-                except OSError as error:
-                    self.sock.close()
+                except OSError as error:  # also of a system that has no IPv6
                     problem = error
-            raise problem or OSError("the name %r has no address" % self.host)
+                    if self.sock:
+                        self.sock.close()
+            raise problem or _Silence("the deadline has passed")
 
         def getresponse(self) -> "Any":
             socket_of_this, response = self.sock, None
             try:
                 response = super().getresponse()
             except http.client.BadStatusLine as error:
-                if not (socket_of_this.ended and str(error.args[0]).startswith("HTTP")):
+                begun = str(error.args[0])[:4]
+                if not (socket_of_this.ended and "HTTP".startswith(begun)):
                     raise
             if socket_of_this.ended:
                 if response:
@@ -4806,10 +4843,11 @@ def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[E
         return None, False
     if status == 404 and path in RETRIED_404 and not _is_foreign(reply) and b"Invalid version" not in reply.data:
         return _failure(Unavailable, reply, RETRIED[404]), True
-    if status != 404 and status in RETRIED or status >= 500:
+    if status != 404 and status in RETRIED or 500 <= status < 600 and status != 511:
         return _failure(Unavailable, reply, RETRIED.get(status, "try again later")), True
-    if status < 400 or _is_foreign(reply):
-        what = "an HTML page" if status >= 400 else "a redirect" if status >= 300 else "that status"
+    if not 400 <= status < 500 or _is_foreign(reply):
+        what = "an HTML page" if 400 <= status < 500 else "a redirect" if 300 <= status < 400 and status != 304 else (
+            "a wish to log in" if status == 511 else "a status that the service never has")
         return _not_imds(reply, what), False
     if status == 404:
         return _failure(NotFound, reply, "check the path and the api-version"), False
@@ -4821,11 +4859,15 @@ def _is_foreign(reply: "Reply") -> bool:
     return reply.content_type == "text/html" and not reply.headers.get("server", "").startswith("Microsoft-IIS")
 
 
-def _refuse_constant(word: str) -> "NoReturn":
-    raise ValueError("%s is not JSON" % word)
+def _number(kind: "Type[float]", word: str) -> float:
+    number = kind(word[:400])
+    if len(word) > 400 or number != number or number in (float("inf"), float("-inf")):
+        raise ValueError("%.400s is no number of JSON, or a long one" % word)
+    return number
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_int=functools.partial(_number, int), parse_float=functools.partial(_number, float),
+                            parse_constant=functools.partial(_number, float))
 
 
 def _parse_json(data: bytes) -> "Any":
@@ -5701,13 +5743,16 @@ def _run_events(options: "Any") -> None:
         raise ValueError("--exec wants a command")
     if options.handler and not options.watch:
         raise ValueError("--exec goes with --watch")
-    if options.approve is not None:
+    if options.timeout and not options.watch:
+        client.begun = time.monotonic()
+    if options.approve == "all":
         waiting = [event for event in client.scheduled_events()["Events"] if event["EventStatus"] == "Scheduled"]
-        ids = [event["EventId"] for event in waiting] if options.approve == "all" else [options.approve]
-        if ids:
-            client.approve(*ids)
-        for event in waiting if options.approve == "all" and not options.json else ():
+        if waiting:
+            client.approve(*[event["EventId"] for event in waiting])
+        for event in waiting if not options.json else ():
             say("imds: approved %s %s" % (event["EventType"], event["EventId"]))
+    elif options.approve is not None:
+        client.approve(options.approve)
     if options.watch:
         _Watch(client, options).run()
     elif options.json:
@@ -5725,9 +5770,10 @@ class _Watch:
         self.known: "Dict[str, Dict[str, Any]]" = {}
         self.incarnation: "Any" = None
         self.live = _is_terminal() and not options.json
+        self.name: "Optional[str]" = None
+        self.nameless: "Optional[float]" = None  # since when the service did not say it
 
     def run(self) -> None:
-        name = self.client.get("compute/name") if self.options.handler else None
         handlers = _Handlers(self.options.handler, self.client)
         interval = max(self.options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
         signals = _Signals()
@@ -5735,8 +5781,8 @@ class _Watch:
             for document in self.client.poll_events(interval=interval):
                 self.show(document)
                 signals.held = True  # a handler that is being started must be known before it is to be ended
-                for event in self.known.values():
-                    if name in event["Resources"]:
+                for event in self.known.values() if self.options.handler else ():
+                    if self.own_name() in event["Resources"]:
                         handlers.begin(event)
                 signals.held = False
                 if signals.came:
@@ -5748,6 +5794,19 @@ class _Watch:
         finally:
             signals.ignore()
             handlers.end()
+
+    def own_name(self) -> "Optional[str]":
+        """The name of this VM, or None while the service does not say it, for as long as its patience lasts."""
+        begun = time.monotonic()
+        try:
+            self.name = self.name or self.client.get("compute/name")
+        except Error as error:
+            if self.nameless is None:
+                self.nameless = begun
+                say("imds: %s; watching goes on" % error)
+            if time.monotonic() - self.nameless >= (self.client.deadline or PATIENCE[""].total):
+                raise
+        return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
         events = {event["EventId"]: event for event in document["Events"]}
@@ -6142,6 +6201,8 @@ def _run_ctl(options: "Any") -> int:
     except Refused as error:
         said = parsed_or_none((error.body or "").encode())
         raise Error(said["error"] if isinstance(said, dict) and "error" in said else error.message) from None
+    if not isinstance(answer, dict) or ("result" if name else "schedule") not in answer:
+        raise NotIMDS("what answers at %s is no emulator: it says something else" % url)
     for row in [] if name else answer.values():
         _print("\n".join(textwrap.wrap(row["signature"], 79, subsequent_indent="        ")))
         _print(textwrap.indent(row["documentation"], "    "))

@@ -676,6 +676,15 @@ class Commands(Case):
             self.assertRegex(call("events", *here)[1], r"\AStarted    Reboot {16}" + ids[0])
             self.assertEqual(call("events", "--approve", "all", *here)[0], 0)
             vm.reset()
+            vm.fail("scheduledevents: delay 600ms always")  # the time-out is for all requests together
+            begun = time.monotonic()
+            vm.schedule("Reboot")
+            self.assertEqual(call("events", "--approve", "all", "--json", "--timeout", "1", *here)[0], 3)
+            self.assertLess(time.monotonic() - begun, 1.5)
+            vm.reset()
+            self.assertEqual(call("events", "--approve", "unknown", *here)[0], 1)
+            self.assertEqual([each.request.verb for each in vm.requests], ["POST"])  # nothing is asked that is not needed
+            vm.reset()
             vm.clock.advance(5000)  # NotBefore goes by the service's clock
             vm.schedule("Reboot")
             self.assertRegex(call("events", *here)[1], r"in 1[45]:\d\d ")

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 
 import imds
-from tests.support import OK, TARGET, TOKEN, VAULT, Serve, Steps, V, ask, bench, run
+from tests.support import OK, TARGET, TOKEN, VAULT, Script, Serve, Steps, V, ask, bench, reply, run
 
 HERE = dict(OK, host="localhost")
 
@@ -346,6 +346,13 @@ class Ctl(unittest.TestCase):
         self.assertEqual(run("ctl", "--url", "http://127.0.0.1:9/imds", "--timeout", "0.3", "faults")[0], 3)
         with imds.Emulator() as vm:
             self.assertEqual(run("ctl", "--url", vm.url + "/imds", "--timeout", "0.3", "faults")[0] in (1, 5), True)
+
+    def test_what_is_no_emulator(self):
+        for body in (b"[]", b'"x"', b'{"a":5}', b"{}", b"5"):
+            for operation in ([], ["faults"]):
+                with self.subTest(body=body, operation=operation), Script(reply(200, body)) as server:
+                    code, out, errors, = run("ctl", "--url", server.url, *operation)
+                    self.assertEqual((code, out, "Traceback" in errors), (5, "", False))
 
     def test_exec_control(self):
         script = "import os, subprocess, sys; raise SystemExit(subprocess.call([sys.executable, %r, 'ctl', 'faults']))"

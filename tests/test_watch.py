@@ -106,6 +106,15 @@ class Program(unittest.TestCase):
                     self.assertIn(word, line)
                     self.assertTrue(line.startswith("imds: ") and line.endswith("; watching goes on"), line)
 
+    def test_one_that_can_not_be_read_for_a_while_is_not_gone(self):
+        good, odd = listed(event("E1")), listed(event("E1").replace('["avset2"]', "null"))
+        with Script(good, odd, odd, good, listed(incarnation=2)) as server:
+            lists = self.changes(server.url, 2)
+        self.assertEqual([[shown["EventId"] for shown in document["Events"]] for document in lists], [["E1"], []])
+        with Script(odd, good, listed(incarnation=2)) as server:
+            lists = self.changes(server.url, 3)
+        self.assertEqual([[shown["EventId"] for shown in document["Events"]] for document in lists], [[], ["E1"], []])
+
     def test_good_events_among_odd_ones(self):
         odd = [event("E2", not_before="soon"), event("E3", not_before="99999-01-01T00:00:00Z"),
                event("E4", description="\\ud800"), event("E5").replace('["avset2"]', '"avset2"'), '{"EventId":[]}']
@@ -385,6 +394,21 @@ class Handlers(Case):
         self.assertEqual((errors.count("watching goes on"), "Traceback" in errors), (1, False), errors)
         with self.assertRaises(ProcessLookupError):
             os.kill(int(self.read("pid")), 0)
+
+    def test_the_name_may_come_later(self):
+        with imds.Emulator(faults=["instance: portal x3"]) as vm:
+            vm.schedule("Reboot")
+            process = self.watch(vm.url, "--exec", "true")
+            vm.wait_for("/metadata/scheduledevents", verb="POST")
+            errors = self.end(process)[1]
+        self.assertEqual(errors.count("watching goes on"), 1)
+
+    def test_or_never(self):
+        with imds.Emulator(faults=["instance: portal always"]) as vm:
+            vm.schedule("Reboot")
+            process = self.watch(vm.url, "--exec", "true", "--timeout", "0.5")
+            errors = process.communicate(timeout=10)[1].decode()
+        self.assertEqual((process.returncode, errors.count("an HTML page")), (5, 2), errors)
 
     def test_an_approval_is_kept_while_the_service_is_away(self):
         vm = imds.Emulator(port=reserved_port(self)).start()
