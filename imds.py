@@ -4134,6 +4134,9 @@ TOKEN_VERSION = "2018-02-01"
 MAX_REPLY, MAX_EVENTS = 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
 NOBODY = 2  # seconds after which it is said that nobody answers, where no deadline was given
 RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is good still
+IDENTITY_REFUSALS = frozenset(  # bodies with nothing of the request in them, which may be shown
+    body for body in [refusal.body for refusal in REFUSALS.values()] + list(DIALECTS["identity"].values())
+    if body.startswith("{") and "$" not in body)
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
@@ -4163,16 +4166,10 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
         """The body as text, where it may be shown: of the identity service only what the contract says of it."""
         text = str(self.data.decode("utf-8", "replace"))
         is_of_identity = "identity" in urllib.parse.unquote(self.url).lower()  # however it is spelled
-        return None if is_of_identity and text not in _identity_refusals() else text
+        return None if is_of_identity and text not in IDENTITY_REFUSALS else text
 
     def __repr__(self) -> str:  # as in a traceback with the values of variables
         return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
-
-
-@functools.lru_cache(maxsize=None)
-def _identity_refusals() -> "frozenset[str]":
-    bodies = [refusal.body for refusal in REFUSALS.values()] + list(DIALECTS["identity"].values())
-    return frozenset(body for body in bodies if body.startswith("{") and "$" not in body)
 
 
 def attested_content(document: "Mapping[str, str]") -> "Dict[str, Any]":
@@ -4887,6 +4884,13 @@ def parsed_or_none(data: bytes) -> "Any":
         return None
 
 
+def list_in(data: bytes, name: str) -> "List[Any]":
+    """The list that JSON has under a name, or none."""
+    answer = parsed_or_none(data)
+    listed = answer.get(name) if isinstance(answer, dict) else None
+    return listed if isinstance(listed, list) else []
+
+
 def _content(reply: "Reply") -> "Any":
     """The content of a reply: JSON parsed, or text."""
     content = odd = None
@@ -4924,10 +4928,8 @@ def _offered(reply: "Reply") -> "List[str]":
     answer 404 "Invalid version", and have some of those of 2018."""
     if reply.status == 404 and b"Invalid version" in reply.data:
         return sorted(CLOUDS["AzurePublicCloud"].versions_in_2018, reverse=True)
-    answer = parsed_or_none(reply.data) if b'"newest-versions"' in reply.data else None
-    offered = answer.get("newest-versions") if isinstance(answer, dict) else None
-    versions = [each for each in offered if isinstance(each, str) and re.match(DATE, each)] if isinstance(
-        offered, list) else []
+    versions = [each for each in list_in(reply.data, "newest-versions")
+                if isinstance(each, str) and re.match(DATE, each)]
     return sorted(versions, reverse=True)[:1]
 
 
@@ -5034,145 +5036,133 @@ CONTRACT_CHECKS += [Check("documented", "instance", "GET", "true", "document at 
                           "/metadata/instance?api-version=" + version) for version in VERSIONS]
 
 
-def judge(check_row: "Check", version: str, status: int, headers: "Mapping[str, str]", body: bytes) -> str:
-    """Why an answer is not as a check wants it, or "". ``version``: of the request; headers: names in lower case."""
-    expected = check_row.expected
+def judge(check_row: "Check", reply: "Reply") -> str:
+    """Why a reply is not as a check wants it, or ""."""
+    expected, said = check_row.expected, reply.data.decode("utf-8", "replace")
     if expected in SHAPES:
-        wanted, shape = SHAPES[expected]
-        if status not in wanted:
-            return "status %d, not %s" % (status, " or ".join(map(str, wanted)))
-        return shape(status, version, headers, body) or ""
+        wanted = SHAPE_STATUSES.get(expected, (200,))
+        if reply.status not in wanted:
+            return "status %d, not %s" % (reply.status, " or ".join(map(str, wanted)))
+        return SHAPES[expected](reply)
     row, names = REFUSALS[expected], parse_target(check_row.target).names
-    text = DIALECTS.get(names[1], {}).get(expected, row.body) if len(names) > 1 else row.body
-    wanted_text = text.replace("$verb", check_row.verb)
-    if status != row.status:
-        return "status %d, not %d" % (status, row.status)
-    if "$newest" in wanted_text:
-        start, _, end = wanted_text.partition("$newest")
-        said = body.decode("utf-8", "replace")
-        matches = said.startswith(start) and said.endswith(end) and re.match(
-            r'\[("\d{4}-\d\d-\d\d",?){1,3}\]\Z', said[len(start):len(said) - len(end)])
-        return "" if matches else "body %r, not like %r" % (said[:200], wanted_text[:200])
-    if check_row.verb != "HEAD" and body != wanted_text.encode():
-        return "body %r, not %r" % (body[:200].decode("utf-8", "replace"), wanted_text[:200])
+    text = DIALECTS.get("".join(names[1:2]), {}).get(expected, row.body).replace("$verb", check_row.verb)
+    if reply.status != row.status:
+        return "status %d, not %d" % (reply.status, row.status)
+    if "$newest" in text:
+        form = re.escape(text).replace(re.escape("$newest"), r'\[("\d{4}-\d\d-\d\d",?){1,3}\]')
+        return "" if re.match(form + r"\Z", said) else "body %r, not like %r" % (said[:200], text[:200])
+    if check_row.verb != "HEAD" and reply.data != text.encode():
+        return "body %r, not %r" % (said[:200], text[:200])
     return ""
 
 
-def _shape_of_instance(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-    document = parsed_or_none(body)
+def _instance_differs(reply: "Reply") -> str:
+    document = parsed_or_none(reply.data)
     if not isinstance(document, dict):
         return "not a JSON object"
-    shown = {name: child for name, child in template(version).items() if name != "extended"}
-    return _keys_differ(document, shown, "") or _not_minified(document, body)
+    shown = dict(template(parse_target(reply.url).query["api-version"]))
+    shown.pop("extended", None)
+    return _keys_differ(document, shown, "") or _not_minified(document, reply)
 
 
-def _not_minified(document: "Any", body: bytes) -> str:
+def _not_minified(document: "Any", reply: "Reply") -> str:
     forms = format_json(document), json.dumps(document, separators=(",", ":"))
-    return "" if body.decode("utf-8", "replace") in forms else "not minified"
+    return "" if reply.data.decode("utf-8", "replace") in forms else "not minified"
 
 
 def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
     """How a node differs from a template: names, their order, and leaves that are no strings."""
     if isinstance(shown, Field):
         return "" if isinstance(node, str) else "%s is %s, not a string" % (path, kind_of(node))
+    if not isinstance(node, type(shown)):
+        return "%s is no %s" % (path, "list" if isinstance(shown, list) else "object")
     if isinstance(shown, list):
-        if not isinstance(node, list):
-            return "%s is no list" % path
-        differences = (_keys_differ(item, shown[0], "%s.%d" % (path, at)) for at, item in enumerate(node))
-        return next(filter(None, differences), "")
-    if not isinstance(node, dict):
-        return "%s is no object" % path
-    missing = set(shown).difference(node)
-    if missing or list(node) != sorted(node):
-        return "%s %s" % (path or "it", "lacks " + ", ".join(sorted(missing)) if missing else "is not in order")
-    differences = (_keys_differ(node[name], shown[name], (path + "." + name).strip("."))
-                   for name in node if name in shown)
+        shown = dict.fromkeys(map(str, range(len(node))), shown[0])
+    else:
+        missing = set(shown).difference(node)
+        if missing or list(node) != sorted(node):
+            return "%s %s" % (path or "it", "lacks " + ", ".join(sorted(missing)) if missing else "is not in order")
+    differences = (_keys_differ(child, shown[name], (path + "." + name).strip("."))
+                   for name, child in children(node) if name in shown)
     return next(filter(None, differences), "")
 
 
-def _shape_of_json(kind: "Any", names: "Iterable[str]" = (), strings: bool = True) -> "Any":
-    """A shape: JSON of a kind, minified, with these names in this order."""
-    names = list(names)
-
-    def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-        document = parsed_or_none(body)
-        if not isinstance(document, kind):
-            return "not a JSON %s" % ("object" if kind is dict else "list")
-        if names and list(document) != names:
-            return "names %s, not %s" % (", ".join(document), ", ".join(names))
-        if strings and names and not all(isinstance(value, str) for value in document.values()):
-            return "a value is no string"
-        return _not_minified(document, body)
-
-    return differs
+def _json_differs(kind: "Any", names: str, strings: bool, reply: "Reply") -> str:
+    """How a reply is not JSON of a kind, minified, with these names in this order."""
+    document = parsed_or_none(reply.data)
+    if not isinstance(document, kind):
+        return "not a JSON %s" % ("object" if kind is dict else "list")
+    if names and list(document) != names.split():
+        return "names %s, not %s" % (", ".join(document), ", ".join(names.split()))
+    if strings and not all(isinstance(value, str) for value in document.values()):
+        return "a value is no string"
+    return _not_minified(document, reply)
 
 
-def _shape_of_text(pattern: str) -> "Any":
-    def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-        if not headers.get("content-type", "").startswith("text/plain"):
-            return "type %r, not text/plain" % headers.get("content-type")
-        lines = body.decode("utf-8", "replace")
-        if not re.match(pattern, lines):
-            return "body %r" % lines[:100]
-        return "" if lines.split("\n") == sorted(lines.split("\n"), key=lambda line: (len(line), line)
-                                                 if line.rstrip("/").isdigit() else (0, line)) else "not in order"
-
-    return differs
+def _text_differs(pattern: str, reply: "Reply") -> str:
+    if not reply.headers.get("content-type", "").startswith("text/plain"):
+        return "type %r, not text/plain" % reply.headers.get("content-type")
+    text = reply.data.decode("utf-8", "replace")
+    if not re.match(pattern, text):
+        return "body %r" % text[:100]
+    return "" if text.split("\n") == sorted(text.split("\n"), key=lambda line: (len(line), line)
+                                            if line.rstrip("/").isdigit() else (0, line)) else "not in order"
 
 
-def _shape_of_balance(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-    if status == 404:
-        said = body.decode("utf-8", "replace")
+def _header_differs(name: str, pattern: str, reply: "Reply") -> str:
+    value = reply.headers.get(name, "")
+    return "" if re.match(pattern.replace("SIZE", str(len(reply.data))) + r"\Z", value) else "it is %r" % value
+
+
+def _token_differs(reply: "Reply") -> str:
+    if reply.status == 400:
+        return "" if reply.data.decode("utf-8", "replace") in IDENTITY_REFUSALS else "an error in other words"
+    names = "access_token client_id expires_in expires_on ext_expires_in not_before resource token_type"
+    return _json_differs(dict, names, True, reply)
+
+
+def _balance_differs(reply: "Reply") -> str:
+    said = reply.data.decode("utf-8", "replace")
+    if reply.status == 404:
         return "" if said == REFUSALS["no-load-balancer"].body else "body %r" % said[:150]
-    return str(_shape_of_json(dict, ["loadbalancer"], False)(status, version, headers, body))
+    return _json_differs(dict, "loadbalancer", False, reply)
 
 
-def _shape_of_token(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-    if status == 400:
-        return "" if body.decode("utf-8", "replace") in _identity_refusals() else "an error in other words"
-    names = "access_token client_id expires_in expires_on ext_expires_in not_before resource token_type".split()
-    return str(_shape_of_json(dict, names)(status, version, headers, body))
-
-
-def _shape_of_events(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-    why = str(_shape_of_json(dict, ["DocumentIncarnation", "Events"], False)(status, version, headers, body))
-    events = [] if why else parsed_or_none(body)["Events"]
-    wanted = [name for name, field in EVENT_FIELDS.items() if field.since <= version]
-    try:
-        for event in check(events, list, "Events"):
+def _events_differ(reply: "Reply") -> str:
+    wanted = [name for name, field in EVENT_FIELDS.items()
+              if field.since <= parse_target(reply.url).query["api-version"]]
+    for event in list_in(reply.data, "Events"):
+        try:
             if list(check_event(event)) != wanted:
                 return "names %s in an event, not %s" % (", ".join(event), ", ".join(wanted))
-    except ValueError as error:
-        return str(error)
-    return why
+        except ValueError as error:
+            return str(error)
+    return _json_differs(dict, "DocumentIncarnation Events", False, reply)
 
 
-def _shape_of_header(name: str, pattern: str) -> "Any":
-    def differs(status: int, version: str, headers: "Mapping[str, str]", body: bytes) -> str:
-        value = headers.get(name)
-        return "" if re.match(pattern.replace("SIZE", str(len(body))) + r"\Z", value or "") else "it is %r" % value
-
-    return differs
-
-
-SHAPES: "Dict[str, Tuple[Tuple[int, ...], Callable[..., str]]]" = {
-    "instance": ((200,), _shape_of_instance),
-    "compute": ((200,), lambda status, version, headers, body: _shape_of_instance(
-        status, version, headers, b'{"compute":%s,"network":{"interface":[]}}' % body)),
-    "object": ((200,), _shape_of_json(dict)), "list": ((200,), _shape_of_json(list)),
-    "value": ((200,), _shape_of_text(r"[^\n]*\Z")), "leaf-refused": ((400,), lambda *answer: ""),
-    "listing": ((200,), _shape_of_text(r"(\w+/?\n)*\w+/?\Z")), "indexes": ((200,), _shape_of_text(r"(\d+/\n)*\d+/\Z")),
-    "versions": ((200,), _shape_of_json(dict, ["apiVersions"], False)),
-    "tenant": ((200,), _shape_of_json(dict, ["tenantId"])),
-    "token": ((200, 400), _shape_of_token), "loadbalancer": ((200, 404), _shape_of_balance),
-    "attested": ((200,), _shape_of_json(dict, ["encoding", "signature"])),
-    "event-list": ((200,), _shape_of_events),
-    "content-type": ((200,), _shape_of_header("content-type", "(?i)application/json; charset=utf-8")),
-    "server": ((200,), _shape_of_header("server", r"IMDS/\d+\.\d+\.\d+\.\d+")),
-    "x-ms-request-id": ((200,), _shape_of_header("x-ms-request-id", "(?i)[0-9a-f-]{36}")),
-    "date": ((200,), _shape_of_header("date", ".+ GMT")),
-    "content-length": ((200,), _shape_of_header("content-length", "SIZE")),
+SHAPES: "Dict[str, Callable[[Reply], str]]" = {  # how a reply differs
+    "instance": _instance_differs,
+    "compute": lambda reply: _instance_differs(reply._replace(
+        data=b'{"compute":%s,"network":{"interface":[]}}' % reply.data)),
+    "object": functools.partial(_json_differs, dict, "", False),
+    "list": functools.partial(_json_differs, list, "", False),
+    "value": functools.partial(_text_differs, r"[^\n]*\Z"),
+    "listing": functools.partial(_text_differs, r"(\w+/?\n)*\w+/?\Z"),
+    "indexes": functools.partial(_text_differs, r"(\d+/\n)*\d+/\Z"),
+    "leaf-refused": lambda reply: "",
+    "versions": functools.partial(_json_differs, dict, "apiVersions", False),
+    "tenant": functools.partial(_json_differs, dict, "tenantId", True),
+    "token": _token_differs,
+    "loadbalancer": _balance_differs,
+    "attested": functools.partial(_json_differs, dict, "encoding signature", True),
+    "event-list": _events_differ,
+    "content-type": functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8"),
+    "server": functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+"),
+    "x-ms-request-id": functools.partial(_header_differs, "x-ms-request-id", "(?i)[0-9a-f-]{36}"),
+    "date": functools.partial(_header_differs, "date", ".+ GMT"),
+    "content-length": functools.partial(_header_differs, "content-length", "SIZE"),
 }
+SHAPE_STATUSES = {"leaf-refused": (400,), "token": (200, 400), "loadbalancer": (200, 404)}  # of all others: 200
 
 
 def verify(
@@ -5180,51 +5170,42 @@ def verify(
 ) -> "Iterator[Tuple[Check, str, str]]":
     """Yield each of CONTRACT_CHECKS with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
-    listed = named = None
+    header = {"Metadata": "true"}
     try:
-        listed = parsed_or_none(ask("GET", "/metadata/versions", {"Metadata": "true"})[2])
+        listed = list_in(ask("GET", "/metadata/versions", header)[2], "apiVersions")
     except Error:  # it may be all that can't be asked for
-        pass
-    offered = _known_versions(listed, "apiVersions")
+        listed = []
+    offered = named = [each for each in VERSIONS if each in listed]
     if not offered:  # it has no list; but its refusal of no version names the newest
-        named = parsed_or_none(ask("GET", "/metadata/instance", {"Metadata": "true"})[2])
-    newest = max(offered or _known_versions(named, "newest-versions") or [NEWEST])
+        listed = list_in(ask("GET", "/metadata/instance", header)[2], "newest-versions")
+        named = [each for each in VERSIONS if each in listed]
     for row in CONTRACT_CHECKS:
-        target = row.target.replace("VERSION", newest)
-        asked = parse_target(target)
+        target = row.target.replace("VERSION", max(named or [NEWEST]))
+        asked, has_shape = parse_target(target), row.expected in SHAPES
         version = asked.query.get("api-version", "")
-        added = ENDPOINTS[asked.endpoint].since if asked.endpoint and row.expected in SHAPES else None
+        added = ENDPOINTS[asked.endpoint].since if asked.endpoint and has_shape else None
         if offered and version in VERSIONS and (version not in offered or added and version < added):
             yield row, "can't tell", "this service does not offer " + (version if version not in offered else "it yet")
             continue
-        sent = {} if row.header == "-" else {"Metadata": "true" if row.header == "xff" else row.header}
-        if row.header == "xff":
-            sent["X-Forwarded-For"] = "10.0.0.1"
+        sent = {"-": {}, "xff": {"Metadata": "true", "X-Forwarded-For": "10.0.0.1"}}.get(
+            row.header, {"Metadata": row.header})
         try:
-            status, headers, body = ask(row.verb, target, sent)
-        except NotIMDS as error:
-            yield row, "differs", str(error)
-            continue
+            reply = Reply(*ask(row.verb, target, sent), url=target)
         except Error as error:
-            yield row, "can't tell", str(error)
+            yield row, "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
             continue
-        why = judge(row, version, status, headers, body)
-        if status == 429:
+        why = judge(row, reply)
+        if reply.status == 429:
             yield row, "can't tell", "throttled"
-        elif why and not offered and row.expected in SHAPES and _refuses_version(status, body):
+        elif why and not offered and has_shape and _refuses_version(reply):
             yield row, "can't tell", "this service refuses " + version
         else:
             yield row, "differs" if why else "holds", why
 
 
-def _known_versions(document: "Any", name: str) -> "List[str]":
-    """The versions that a document lists under a name and that this file knows."""
-    listed = document.get(name) if isinstance(document, dict) else None
-    return [each for each in VERSIONS if each in listed] if isinstance(listed, list) else []
-
-
-def _refuses_version(status: int, body: bytes) -> bool:
-    return status == 400 and b'"newest-versions"' in body or status == 404 and b"Invalid version" in body
+def _refuses_version(reply: "Reply") -> bool:
+    return reply.status == 400 and b'"newest-versions"' in reply.data or (
+        reply.status == 404 and b"Invalid version" in reply.data)
 
 
 def is_like_imds(body: bytes) -> bool:
@@ -5371,19 +5352,21 @@ class Doctor:
 
     def _imds(self, who: str) -> None:
         try:
-            status, versions, headers = self._listed("/metadata/versions", "apiVersions")
+            status, headers, body = self.client.ask_once("GET", "/metadata/versions", {"Metadata": "true"})
+            versions = list_in(body, "apiVersions")
             self._fact("with the header", "status %d" % status, "")
             self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed")
             self._clock(headers.get("date", ""))
             target = ("/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
                       "https%3A%2F%2Fmanagement.azure.com%2F")
             status, _, body = self.client.ask_once("GET", target, {"Metadata": "true"})
-            known_words = body.decode("utf-8", "replace") in _identity_refusals()
+            known_words = body.decode("utf-8", "replace") in IDENTITY_REFUSALS
             self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
                        parsed_or_none(body).get("error_description", "") if known_words else "")
-            status, events, _ = self._listed("/metadata/scheduledevents?api-version=2020-07-01", "Events")
-            self._fact("scheduled events", "on, %d of them" % len(events) if status == 200 else "status %d" % status,
-                       "asking turns them on")
+            target = "/metadata/scheduledevents?api-version=2020-07-01"
+            status, _, body = self.client.ask_once("GET", target, {"Metadata": "true"})
+            events = "on, %d of them" % len(list_in(body, "Events")) if status == 200 else "status %d" % status
+            self._fact("scheduled events", events, "asking turns them on")
         except (Unreachable, NotIMDS) as error:
             self._fact("answers", "no more", str(error))
             return self._conclude("IMDS answers at %s, but not every time" % self.client.endpoint, error.exit_code)
@@ -5391,13 +5374,6 @@ class Doctor:
                      and self._environ[name].rstrip("/") != self.client.endpoint]
         note = "; but %s leads SDKs elsewhere" % ", ".join(elsewhere) if elsewhere else ""
         return self._conclude("%s answers at %s%s" % (who, self.client.endpoint, note), 0)
-
-    def _listed(self, target: str, name: str) -> "Tuple[int, List[Any], Mapping[str, str]]":
-        """Status of an answer, a list in it, and its headers."""
-        status, headers, body = self.client.ask_once("GET", target, {"Metadata": "true"})
-        answer = parsed_or_none(body)
-        listed = answer.get(name) if isinstance(answer, dict) else None
-        return status, listed if isinstance(listed, list) else [], headers
 
     def _clock(self, date: str) -> None:
         try:
