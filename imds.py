@@ -5238,6 +5238,7 @@ ANSWERERS = (
     (429, None, "", "", "IMDS, but throttling", 4),
     (None, "content-type", "text/html", "", "a captive portal, or some other web server", 5),
     (None, "location", "", "", "something that redirects: a captive portal", 5),
+    (None, None, "", "", "something else", 5),
 )
 
 
@@ -5249,12 +5250,12 @@ class Doctor:
         self.client, self._root = client, root
         self._environ = os.environ if environ is None else environ
         self.facts: "List[Tuple[str, str, str]]" = []
-        self.verdict, self.exit_code = "", 0
         self._host = re.sub(r":\d+\Z", "", client.endpoint.partition("://")[2]).strip("[]")
         self._variables()
         self._proxies()
         self._place()
-        self._answers()
+        verdict, self.exit_code = self._answers()
+        self.verdict = one_line(verdict)
 
     def _fact(self, name: str, value: str, meaning: str = "") -> None:
         self.facts.append((name, one_line(value), meaning))
@@ -5307,87 +5308,77 @@ class Doctor:
             return "not seen", "the endpoint is a name"
         if octets[0] == 127:
             return "loopback", "this machine itself"
-        best: "Optional[Tuple[int, str, str]]" = None
-        for line in self._read("proc/net/route").splitlines()[1:]:
-            words = line.split()
-            if len(words) >= 8 and address & int(words[7], 16) == int(words[1], 16):
-                size = bin(int(words[7], 16)).count("1")
-                if best is None or size > best[0]:
-                    best = size, words[0], words[2]
-        if best is None:
+        routes = [words for words in map(str.split, self._read("proc/net/route").splitlines()[1:])
+                  if len(words) >= 8 and address & int(words[7], 16) == int(words[1], 16)]
+        if not routes:
             return "none", "nothing leads to %s; add a route over the first interface" % self._host
-        return "over %s%s" % (best[1], "" if int(best[2], 16) == 0 else ", by a gateway"), (
+        best = max(routes, key=lambda words: bin(int(words[7], 16)).count("1"))
+        return "over %s%s" % (best[0], "" if int(best[2], 16) == 0 else ", by a gateway"), (
             "it has to be the primary interface of the VM")
 
-    def _answers(self) -> None:
-        target, begun = "/metadata/instance?api-version=2021-02-01", self.client._timer()
+    def _answers(self) -> "Tuple[str, int]":
+        """Ask, and return the verdict and the exit code."""
+        where, begun = self.client.endpoint, self.client._timer()
         try:
-            status, headers, body = self.client.ask_once("GET", target, {})
+            status, headers, body = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", {})
         except Unreachable as error:
-            return self._nobody(error)
+            self._fact("answers", "nothing")
+            return "%s at %s; %s" % ("silence" if error.silent else "nobody listens", where, self._why_nobody()), 3
         except NotIMDS as error:
             self._fact("answers", "no HTTP", str(error))
-            return self._conclude("what answers at %s is not IMDS: it does not speak HTTP" % self.client.endpoint, 5)
+            return "what answers at %s is not IMDS: it does not speak HTTP" % where, 5
         self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
-        who, code = next(((who, code) for wanted, header, value, part, who, code in ANSWERERS
-                          if (wanted is None or wanted == status) and (header is None or header in headers
-                              and value in headers[header])
-                          and (part in body.decode("utf-8", "replace") if part is not None else not body)),
-                         ("something else", 5))
+        said = body.decode("utf-8", "replace")
+        who, code = next((who, code) for wanted, header, value, part, who, code in ANSWERERS
+                         if wanted in (None, status) and (header is None or value in headers.get(header, ()))
+                         and (part in said if part is not None else not said))
         self._fact("without the header", "status %d" % status, who)
         if code:
-            return self._conclude("what answers at %s is %s" % (self.client.endpoint, who), code)
-        return self._imds(who)
-
-    def _nobody(self, error: "Unreachable") -> None:
-        self._fact("answers", "nothing")
-        if self.in_kubernetes:
-            why = "this is a pod, and AKS can keep pods from the service: use workload identity, or hostNetwork"
-        elif self.is_azure:
-            why = "this is an Azure VM: check the route, the firewall and the primary interface"
-        else:
-            why = "%sstart an emulator with 'python3 -m imds serve'" % (
-                "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
-        self._conclude("%s at %s; %s" % ("silence" if error.silent else "nobody listens", self.client.endpoint, why), 3)
-
-    def _imds(self, who: str) -> None:
+            return "what answers at %s is %s" % (where, who), code
         try:
-            status, headers, body = self.client.ask_once("GET", "/metadata/versions", {"Metadata": "true"})
-            versions = list_in(body, "apiVersions")
-            self._fact("with the header", "status %d" % status, "")
-            self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed")
-            self._clock(headers.get("date", ""))
-            target = ("/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
-                      "https%3A%2F%2Fmanagement.azure.com%2F")
-            status, _, body = self.client.ask_once("GET", target, {"Metadata": "true"})
-            known_words = body.decode("utf-8", "replace") in IDENTITY_REFUSALS
-            self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
-                       parsed_or_none(body).get("error_description", "") if known_words else "")
-            target = "/metadata/scheduledevents?api-version=2020-07-01"
-            status, _, body = self.client.ask_once("GET", target, {"Metadata": "true"})
-            events = "on, %d of them" % len(list_in(body, "Events")) if status == 200 else "status %d" % status
-            self._fact("scheduled events", events, "asking turns them on")
+            self._imds()
         except (Unreachable, NotIMDS) as error:
             self._fact("answers", "no more", str(error))
-            return self._conclude("IMDS answers at %s, but not every time" % self.client.endpoint, error.exit_code)
-        elsewhere = [name for name in LEADING if name in self._environ and name != "AZURE_IMDS_ENDPOINT"
-                     and self._environ[name].rstrip("/") != self.client.endpoint]
+            return "IMDS answers at %s, but not every time" % where, error.exit_code
+        elsewhere = [name for name in LEADING if name != "AZURE_IMDS_ENDPOINT"
+                     and self._environ.get(name, where).rstrip("/") != where]
         note = "; but %s leads SDKs elsewhere" % ", ".join(elsewhere) if elsewhere else ""
-        return self._conclude("%s answers at %s%s" % (who, self.client.endpoint, note), 0)
+        return "%s answers at %s%s" % (who, where, note), 0
 
-    def _clock(self, date: str) -> None:
+    def _why_nobody(self) -> str:
+        if self.in_kubernetes:
+            return "this is a pod, and AKS can keep pods from the service: use workload identity, or hostNetwork"
+        if self.is_azure:
+            return "this is an Azure VM: check the route, the firewall and the primary interface"
+        return "%sstart an emulator with 'python3 -m imds serve'" % (
+            "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
+
+    def _imds(self) -> None:
+        ask = functools.partial(self.client.ask_once, "GET", headers={"Metadata": "true"})
+        status, headers, body = ask("/metadata/versions")
+        versions = list_in(body, "apiVersions")
+        self._fact("with the header", "status %d" % status)
+        self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed")
+        self._fact("clock", *self._clock(headers.get("date", "")))
+        status, _, body = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
+                              "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
+        known_words = body.decode("utf-8", "replace") in IDENTITY_REFUSALS
+        self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
+                   parsed_or_none(body).get("error_description", "") if known_words else "")
+        status, _, body = ask("/metadata/scheduledevents?api-version=2020-07-01")
+        events = "on, %d of them" % len(list_in(body, "Events")) if status == 200 else "status %d" % status
+        self._fact("scheduled events", events, "asking turns them on")
+
+    def _clock(self, date: str) -> "Tuple[str, str]":
         try:
             seconds = parse_time(date)
         except ValueError:
             seconds = None
         if seconds is None:
-            return self._fact("clock", "not compared", "the answer has no Date")
+            return "not compared", "the answer has no Date"
         ahead = round(self.client._clock() - seconds)
-        return self._fact("clock", "%+d s" % ahead, "as the service's" if abs(ahead) < 60 else
-                          "this clock is wrong: tokens and attested documents will not be believed")
-
-    def _conclude(self, verdict: str, code: int) -> None:
-        self.verdict, self.exit_code = one_line(verdict), code
+        return "%+d s" % ahead, ("as the service's" if abs(ahead) < 60 else "this clock is wrong: tokens and attested"
+                                 " documents will not be believed")
 
 
 # ==================================================================================================
