@@ -748,7 +748,7 @@ def _shape(node: "Any", shown: "Any", known: "Any", path: str) -> "Any":
     if isinstance(shown, Field):
         if isinstance(node, (dict, list)):
             raise ValueError("%s must be a single value, not %s" % (path, kind_of(node)))
-        return node in (True, "true") if shown.kind == "bool" else leaf(node) or shown.default
+        return node in (True, "true") if shown.kind == "bool" else shown.default if node is None else leaf(node)
     kind = type(shown)
     if node in (None, ""):
         node = kind()
@@ -770,7 +770,8 @@ def _strings(node: "Any") -> "Any":
 def _rename(node: "Any") -> "Any":
     """A document or a template with the names of the preview."""
     if isinstance(node, dict):
-        return {PREVIEW_NAMES.get(name, name): _rename(child) for name, child in node.items()}
+        return {PREVIEW_NAMES.get(name, name): _rename(child) for name, child in node.items()
+                if PREVIEW_NAMES.get(name) not in node}  # which it may have already
     return [_rename(item) for item in node] if isinstance(node, list) else node
 
 
@@ -1832,6 +1833,7 @@ class Events:
             not_before, lasts = parse_time(event.get("NotBefore", "")) or 0, EVENT_TYPES[event["EventType"]].lasts
             shown = {name: event.get(name, list(field.default) if field.type is list else field.default)
                      for name, field in EVENT_FIELDS.items()}
+            shown.update((name, value) for name, value in event.items() if name not in EVENT_FIELDS)
             starts = not_before if not_before > now else float("inf")  # what was recorded waits for its approval
             self._put(_Event(shown, starts=starts, cancelled=float("inf"), lasts=lasts))
             if shown["EventStatus"] == "Started":
@@ -1909,11 +1911,13 @@ class Events:
         self.settle()
         single = single and version == PREVIEW
         if (version, single) not in self._texts:
-            names = [name for name, field in EVENT_FIELDS.items() if field.since <= version]
-            shown = [{name: event.shown[name] for name in names} for event in self._events.values()
+            later = [name for name, field in EVENT_FIELDS.items() if field.since > version]
+            shown = [{name: value for name, value in event.shown.items() if name not in later}
+                     for event in self._events.values()
                      if EVENT_TYPES[event.shown["EventType"]].since <= version]
             if single:  # the preview put a mark before the names of single VMs
-                shown = [dict(event, Resources=["_" + name for name in event["Resources"]]) for event in shown]
+                shown = [dict(event, Resources=["_" + name.lstrip("_") for name in event["Resources"]])
+                         for event in shown]
             self._texts[version, single] = format_json({"DocumentIncarnation": self.incarnation, "Events": shown})
         return self._texts[version, single]
 
@@ -2105,7 +2109,7 @@ class Service:
         elif endpoint and asked.rest:
             raise Rejection("path")
         node = getattr(self, ENDPOINTS[endpoint].answer)(asked, request) if endpoint else self._listing(asked, form)
-        forms = ("json", "text") if endpoint in ("instance", None) else (form,) if endpoint == "versions" else ("json",)
+        forms = ("json", "text") if endpoint in ("instance", "versions", None) else ("json",)
         if form not in forms:
             raise Rejection("format", form)
         if isinstance(node, bytes):  # JSON already
@@ -2288,7 +2292,8 @@ class Service:
         return format_json({name: content[name] for name in sorted(names)}).encode()
 
     def _cloud(self) -> "Cloud":
-        return CLOUDS.get(self.instance["compute"]["azEnvironment"], CLOUDS["AzurePublicCloud"])
+        name = self.instance["compute"]["azEnvironment"].lower()  # AZUREPUBLICCLOUD is documented, too
+        return next((cloud for key, cloud in CLOUDS.items() if key.lower() == name), CLOUDS["AzurePublicCloud"])
 
     # --- responses
 

@@ -37,6 +37,9 @@ class View(unittest.TestCase):
                          '"subnet":[{"address":"10.1.2.0","dnsservers":[],"prefix":"24"}]},"ipv6":{"ipaddress":[]},'
                          '"mac":"000D3A36DDED"}]}')
         self.assertEqual(len(imds.view(LINUX, "2017-03-01")["compute"]), 11)
+        own = {"network": {"interface": [{"mac": "000D3A36DDED", "ipv4": {"ipaddress": [{"ipaddress": "10.0.0.5"}]}}]}}
+        interface, = imds.view(imds.complete(own), "2017-03-01")["network"]["interface"]  # it came in that shape
+        self.assertEqual((interface["mac"], interface["ipv4"]["ipaddress"][0]["ipaddress"]), ("000D3A36DDED", "10.0.0.5"))
 
     def test_keys_in_alphabetical_order_and_leaves_strings(self):
         def check(node):

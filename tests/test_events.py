@@ -98,6 +98,14 @@ class List(Case):
         self.assertEqual(self.list("2017-03-01")["Events"][0]["Resources"], ["_web_1"])
         self.assertEqual(self.list("2017-08-01")["Events"][0]["Resources"], ["web_1"])
 
+    def test_what_a_document_has_beyond_the_tables(self):
+        event = {"EventId": "a", "EventType": "Freeze", "EventSubType": "x", "Resources": ["_vm1"], "NotBefore": ""}
+        one = service({"instance": {}, "scheduledevents": {"Events": [event]}}, clock=self.clock)
+        for version, resources in (("2020-07-01", ["_vm1"]), ("2017-03-01", ["_vm1"])):
+            shown, = document(URL + version, one)["Events"]
+            self.assertEqual((shown["EventSubType"], shown["Resources"]), ("x", resources))
+        self.assertNotIn("EventSource", shown)
+
     def test_what_a_document_leaves_out(self):
         one = service({"instance": {}, "scheduledevents": {"Events": [{"EventId": "a", "EventType": "Freeze"}]}},
                       clock=self.clock)

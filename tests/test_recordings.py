@@ -132,6 +132,15 @@ class Values(unittest.TestCase):
             with self.subTest(path=path):
                 self.assertEqual(seen[path], value)
 
+    def test_nothing_that_was_said_stays_nothing(self):
+        """Azure Stack Hub says "" where Azure says "false" or "0"."""
+        compute = {"isHostCompatibilityLayerVm": "", "securityProfile": {"secureBootEnabled": "", "virtualTpmEnabled": ""},
+                   "storageProfile": {"resourceDisk": {"size": ""}}}
+        seen = dict(leaves(document("/metadata/instance?api-version=2021-05-01", instance={"compute": compute})))
+        for path in ("compute.isHostCompatibilityLayerVm", "compute.securityProfile.secureBootEnabled",
+                     "compute.securityProfile.virtualTpmEnabled", "compute.storageProfile.resourceDisk.size"):
+            self.assertEqual(seen[path], "", path)
+
     def test_whole_documents_come_back_byte_for_byte(self):
         windows = ('{"compute":{"location":"westus2","name":"%s","offer":"WindowsServerSemiAnnual","osType":"Windows",'
                    '"platformFaultDomain":"%d","platformUpdateDomain":"%d","publisher":"MicrosoftWindowsServer","sku":'

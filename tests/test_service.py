@@ -106,6 +106,7 @@ class Rules(unittest.TestCase):
         ("GET", INSTANCE + "?api-version=2025-11-15", OK, 200, ANY),
         ("GET", "/metadata/versions", OK, 200, VERSIONS),
         ("GET", "/metadata/versions?format=text", OK, 200, VERSIONS),  # it has one form
+        ("GET", "/metadata/versions?format=xml", OK, 400, BAD),
         ("GET", "/metadata/versions", {}, 400, HEADER_BODY),
         # paths
         ("GET", "/metadata" + V, OK, 404, NOT_FOUND),
@@ -741,6 +742,8 @@ class Attested(unittest.TestCase):
         for settings, names in (
             ({}, (b"\x82\x19westus.metadata.azure.com", b"\x82\x12metadata.azure.com")),
             ({"cloud": "AzureChinaCloud"}, (b"westus.metadata.azure.cn", b"\x82\x11metadata.azure.cn")),
+            ({"instance": {"compute": {"location": "westus", "azEnvironment": "AZURECHINACLOUD"}}},
+             (b"westus.metadata.azure.cn", b"\x82\x11metadata.azure.cn")),
             ({"instance": {"compute": {"location": "West Europe", "azEnvironment": "AzureStack"}}},
              (b"westeurope.metadata.azure.com",)),
             ({"instance": {}}, (b"westus.metadata.azure.com",)), ({"attested_flaw": "domain"}, (b"westus.metadata.example.com",)),
