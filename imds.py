@@ -2717,13 +2717,14 @@ class Bench:
     def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
         """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the nearest
         requests that did come, and in what they differ. ``like``: verb, headers and query, as for ``requests``."""
-        found, expected = len(self.requests(path, **like)), _expected(path, **like)
+        found, expected = self.requests(path, **like), _expected(path, **like)
         check(times or 0, int, "times")
-        if found == times or times is None and found:
+        if len(found) == times or times is None and found:
             return
         odd = [(expected.differences(each.request), each) for each in self.journal]
         nearest = sorted((row for row in odd if row[0]), key=lambda row: (len(row[0]), -row[1].number))[:3]
-        lines = ["%s like %s, expected %s" % (_counted(found), expected, "1 or more" if times is None else times)]
+        lines = ["%s like %s, expected %s" % (_counted(len(found)), expected, "1 or more" if times is None else times)]
+        lines += ["  " + str(each) for each in found[-3:]]
         lines += ["  %s\n    %s" % (each, "; ".join(differences)) for differences, each in nearest]
         raise AssertionError("\n".join(lines if nearest else lines + ["  there was no other request"]))
 
@@ -2820,7 +2821,7 @@ def describe(name: str) -> "Dict[str, str]":
     import inspect
 
     method = getattr(Bench, name)
-    signature = re.sub(r"\(self(?:, )?", "(", re.sub("'([^']+)'", r"\1", str(inspect.signature(method))))
+    signature = re.sub(r"\(self(?:, )?", "(", re.sub(r"(: |-> )'([^']+)'", r"\1\2", str(inspect.signature(method))))
     return {"signature": name + signature, "documentation": inspect.getdoc(method) or ""}
 
 
@@ -2838,7 +2839,8 @@ def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
 
     parameters, arguments = inspect.signature(getattr(Bench, name)).parameters, {}  # type: Any, Dict[str, Any]
     for key, text in texts.items():
-        kind = str(parameters[key].annotation) if key in parameters else "int"
+        annotation = parameters[key].annotation if key in parameters else int
+        kind = annotation if isinstance(annotation, str) else annotation.__name__
         if kind in ("str", "Optional[str]"):
             arguments[key] = text
             continue
@@ -2875,6 +2877,9 @@ class _Step(collections.namedtuple("_Step", "delay action often amount")):
         return "delay %gs %s" % (self.delay, self.action) if self.delay else str(self.action)
 
 
+VERBS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
+
+
 class _Playbook:
     """Which requests a playbook is about, and its steps."""
 
@@ -2886,6 +2891,7 @@ class _Playbook:
         words = where.split()
         self._verb = words.pop(0) if words and words[0].isupper() else None
         self._names = tuple(name for name in "".join(words).split("/") if name)
+        known(self._verb or "GET", VERBS, "verb")
         if len(words) > 1 or colon and not (self._verb or self._names):
             raise ValueError("before the colon of a playbook stands a path, like instance or POST scheduledevents, "
                              "not %r" % where)
@@ -2924,7 +2930,8 @@ class _Playbook:
             action = rest.pop(0)
         elif not delay:
             situation = nearest_of(text.strip(), SITUATIONS, 0.7)
-            fail("the situation %s" % situation if situation else "delay 3s or one of " + " ".join(actions))
+            fail("%s; a situation stands alone" % SITUATIONS[situation].playbook if situation == text.strip()
+                 else "the situation %s, alone" % situation if situation else "delay 3s or one of " + " ".join(actions))
         often, amount = "x", 1.0
         if rest:
             found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
@@ -3938,7 +3945,11 @@ class Emulator:
         with self._starting:
             if self._server:
                 raise RuntimeError("the emulator at %s is already started" % self.url)
-            server = _server_class()(self._address, self._bench, self._lock)
+            try:
+                server = _server_class()(self._address, self._bench, self._lock)
+            except OSError as error:
+                error.filename = "%s port %d" % self._address  # which its message shows
+                raise
             thread = threading.Thread(target=server.serve_forever, name="imds-emulator", daemon=True)
             try:
                 thread.start()
@@ -4853,7 +4864,8 @@ def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[E
         return _not_imds(reply, what), False
     if status == 404:
         return _failure(NotFound, reply, "check the path and the api-version"), False
-    return _failure(Refused, reply, "check the request"), False
+    advice = "the guest proxy agent may keep this program out" if status == 403 else "check the request"
+    return _failure(Refused, reply, advice), False
 
 
 def _is_foreign(reply: "Reply") -> bool:
@@ -6151,7 +6163,7 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
     for finding in findings:
         say("%(rule)s (%(count)d): %(says)s (%(mark)s)\n    %(seen)s" % finding)
     if (options.lint or options.lint_strict) and not findings:
-        say("no rule is broken, in %d requests" % len(vm.requests))
+        say("no rule is broken, in %s" % _counted(len(vm.requests)))
     return len(findings)
 
 
@@ -6168,6 +6180,9 @@ def _run_ctl(options: "Any") -> int:
     arguments = read_arguments(name, {key: value for key, _, value in pairs}) if name else None
     try:
         answer = client.control("POST" if name else "GET", "/%s/%s" % (path or "imds", name or ""), arguments)
+    except Unreachable as error:
+        raise Unreachable("no emulator answers at %s%s; start one with 'python3 -m imds serve --control', or say with "
+                          "--url where it is" % (url, " in time" if error.silent else "")) from None
     except NotFound:
         raise Error("there is no control at %s: start the emulator with --control" % url) from None
     except Refused as error:
@@ -6279,8 +6294,7 @@ def _start(vm: "Any", options: "Any") -> None:
             advice = "ports below 1024 need more rights; choose another with --port"
         elif error.errno == errno.EADDRNOTAVAIL and options.host == "127.0.0.1":
             advice = "where there is only IPv6, use --host ::1"
-        raise Error("can't listen on %s port %d (%s); %s"
-                    % (options.host, options.port, error.strerror or error, advice)) from None
+        raise Error("can't listen on %s (%s); %s" % (error.filename, error.strerror or error, advice)) from None
     if not is_loopback(options.host) and not getattr(options, "isolated", False):
         say("warning: %s is not loopback; whoever reaches this machine can read what is served" % options.host)
 

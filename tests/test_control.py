@@ -347,6 +347,13 @@ class Ctl(unittest.TestCase):
         with imds.Emulator() as vm:
             self.assertEqual(run("ctl", "--url", vm.url + "/imds", "--timeout", "0.3", "faults")[0] in (1, 5), True)
 
+    def test_text_stays_text(self):
+        self.assertEqual(run("ctl", "--url", self.vm.url, "fail", "playbook=404")[0], 0)
+        self.assertEqual(self.vm.faults(), ["404"])
+        self.assertEqual(run("ctl", "--url", self.vm.url, "attested", "nonce=12345")[0], 0)
+        self.assertIn("attested(nonce: str = '', *, ", run("ctl", "--url", self.vm.url)[1])
+        self.assertIn("no emulator answers at http://127.0.0.1:9; start one", run("ctl", "--url", "http://127.0.0.1:9", "now")[2])
+
     def test_what_is_no_emulator(self):
         for body in (b"[]", b'"x"', b'{"a":5}', b"{}", b"5"):
             for operation in ([], ["faults"]):

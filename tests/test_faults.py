@@ -151,7 +151,9 @@ class Playbooks(unittest.TestCase):
             ("500 x2 x3", "there could be " + often), ("500 p 2", "there could be " + often),
             ("500 every", "there could be " + often), ("500 for", "there could be " + often),
             ("500 x0", "a number from 1, behind x"), ("500 every 0", "a number from 1, behind every"),
-            ("500 for ever", "there could be for 60s"),
+            ("500 for ever", "there could be for 60s"), ("GTE instance: 500", "there is no verb 'GTE'; did you mean GET?"),
+            ("instance: flaky", "is wrong at 11: where 'flaky' stands there could be 500 p 0.2; a situation stands alone"),
+            ("ok, flakey", "there could be the situation flaky, alone"),
             (": 500", path + "''"), ("a b: 500", path + "'a b'"), ("one: two: 500", path + "'one: two'"),
         ):
             with self.subTest(playbook=playbook):

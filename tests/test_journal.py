@@ -155,7 +155,8 @@ class Assertions(unittest.TestCase):
 
     def test_what_they_say(self):
         for path, settings, lines in (
-            ("/metadata/instance", {"times": 2}, ["1 request like /metadata/instance, expected 2"]),
+            ("/metadata/instance", {"times": 2}, ["1 request like /metadata/instance, expected 2\n  ",
+                                                  "GET /metadata/instance?api-version=2021-02-01  400"]),
             (NAME, {"times": 0}, ["2 requests like %s, expected 0" % NAME]),
             ("/metadata/instance", {"headers": {"Metadata": "true"}, "query": {"format": "text"}, "verb": "POST"},
              ["no request like POST /metadata/instance (Metadata: true, format=text), expected 1 or more",

@@ -173,8 +173,8 @@ class Exec(unittest.TestCase):
 
     def test_exit_codes(self):
         for options, version, code, expected, said in (
-            (["--lint"], "2025-04-07", 0, 0, "no rule is broken, in 1 requests"),
-            (["--lint"], "2025-04-07", 7, 7, "no rule is broken, in 1 requests"),
+            (["--lint"], "2025-04-07", 0, 0, "no rule is broken, in 1 request"),
+            (["--lint"], "2025-04-07", 7, 7, "no rule is broken, in 1 request"),
             (["--lint"], "2017-08-01", 0, 0, "old-api-version (1): "),
             (["--lint-strict"], "2025-04-07", 0, 0, "no rule is broken"),
             (["--lint-strict"], "2017-08-01", 0, 1, "old-api-version (1): "),
