@@ -27,7 +27,7 @@ The file has ten rooms. Each knows only the rooms above it:
      6 bench         what a test does to a service: operations by name, faults, a journal, a judge of clients
      7 http          HTTP/1.1 as a pure machine: bytes in, bytes out
      8 emulator      the service on a port, by way of http.server
-     9 client        urllib to a service; is it one, and why can't it be reached
+     9 client        urllib to a service; verify (is it IMDS?) and doctor (why can't it be reached?)
     10 command line  argparse, printing, exit codes
 """
 
@@ -61,15 +61,15 @@ __all__ = [
 # ==================================================================================================
 # Room 1: contract
 #
-# What the service is, as data: no logic. "Documented" is Microsoft's article on the Instance Metadata
-# Service; "observed" is what the real service was seen to send; "chosen" is ours where neither says.
-# A rule of the service is a row here wherever it can be one, and the rooms below only read the rows.
+# What the service is, as data without logic. In this file "documented" means by Microsoft's article on the
+# Instance Metadata Service, "observed" means seen at the real service, and "chosen" means decided here, where
+# neither says. A rule of the service is a row of a table here wherever it can be one.
 # ==================================================================================================
 
 # Every documented api-version and the fields it added to /metadata/instance. `a{...}` is an object, `a[{...}]`
-# a list of objects, `a:KIND` a value: KIND says how a copy for strangers shows it (KINDS in room 3), and `=...`
-# what the service sends where there is none, which is "" unless said. The first row is the preview with its
-# own shape; the second starts what all later ones add to. A new api-version is one row.
+# a list of objects, `a:KIND=DEFAULT` a value. KIND says how redact() replaces it (KINDS in room 3); DEFAULT is
+# what the service sends for a VM without it, "" if left out. The first row is the preview, in a shape of its
+# own; the second is the base that all later rows add to. A new api-version is one row.
 VERSIONS = {
     "2017-03-01": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
                   " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
@@ -128,7 +128,7 @@ VERSIONS = {
     "2024-07-17": "",
     "2025-04-07": "",
 }
-# Versions that shipped clients ask at and no document lists: answered, but not offered unless they are named.
+# Versions that no document lists, but shipped clients use: answered, but offered only if ``versions`` names them.
 UNLISTED_VERSIONS = {
     "2025-07-24": "network{interface[{interfaceCompartmentID:guid}]}",
     "2025-11-11": "compute{interconnectGroupId:guid interconnectSubgroupId:guid}",
@@ -138,7 +138,7 @@ PREVIEW, FIRST_GA, NEWEST = "2017-03-01", "2017-04-02", max(VERSIONS)
 
 DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z"  # the form of an api-version
 
-# What the preview called the fields of today.
+# Names of fields today -> their names in the preview.
 PREVIEW_NAMES = {
     "ipAddress": "ipaddress", "privateIpAddress": "ipaddress", "publicIpAddress": "publicip", "macAddress": "mac",
 }
@@ -153,9 +153,9 @@ CLOUDS = {
     "AzureGermanCloud": Cloud("metadata.microsoftazure.de", ("2017-04-02", "2017-08-01")),
 }
 
-# Path under /metadata: the verbs it takes, the api-version that introduced it (None: it has none), and what
-# answers: the method of Service with this name. The newer way to a token, by a certificate, is not here, and
-# a 404 tells SDKs so.
+# Path under /metadata: the verbs it takes, the api-version that introduced it (None: it needs none), and the
+# method of Service that answers. The newer, certificate-based tokens are not emulated: no_credential refuses
+# their paths with 404, which makes SDKs use identity/oauth2/token.
 Endpoint = collections.namedtuple("Endpoint", "verbs since answer")
 ENDPOINTS = {
     "attested/document": Endpoint(("GET",), "2018-10-01", "attested_document"),
@@ -170,11 +170,11 @@ ENDPOINTS = {
     "versions": Endpoint(("GET",), None, "api_versions"),
 }
 
-COMPONENTS = ("attested", "identity", "instance", "loadbalancer", "scheduledevents", "versions")  # how these begin
+COMPONENTS = ("attested", "identity", "instance", "loadbalancer", "scheduledevents", "versions")  # their first names
 
-# Scheduled events have versions of their own. A field of an event, in the order of the wire: the version that
-# added it, its type and its value where a document has none, how it is redacted, and the end of the name of the
-# variable in which a handler gets it.
+# Scheduled events have versions of their own. EVENT_FIELDS is in the order of the wire. since: the version that
+# added the field; default: its value where a document lacks it; redaction: its KIND, as in VERSIONS; variable: the
+# command of `events --exec` gets it as $EVENT_ and this (None: not at all).
 EVENT_VERSIONS = ("2017-03-01", "2017-08-01", "2017-11-01", "2019-01-01", "2019-04-01", "2019-08-01", "2020-07-01")
 EVENTS_GA, EVENTS_NEWEST = "2017-08-01", EVENT_VERSIONS[-1]
 EventField = collections.namedtuple("EventField", "since type default redaction variable")
@@ -190,9 +190,9 @@ EVENT_FIELDS = {
     "DurationInSeconds": EventField("2020-07-01", int, -1, "count", "DURATION"),
 }
 
-# EventType: the version that knows it; seconds of notice; DurationInSeconds (-1: unknown); seconds for
-# which it is Started; Description by EventSource, empty where there is none. The seconds of Started are
-# those of Azure's own scenarios, the text of Redeploy by a user is chosen, all else is documented.
+# since: the first version that shows the EventType; notice: seconds until NotBefore; duration: DurationInSeconds
+# (-1: unknown); lasts: seconds for which it is Started; descriptions: by EventSource, "" if missing. `lasts` is
+# from Azure's own scenarios, the Description of Redeploy by a user is chosen, all else is documented.
 MAINTENANCE = "Host server is undergoing maintenance."
 EventType = collections.namedtuple("EventType", "since notice duration lasts descriptions")
 EVENT_TYPES = {
@@ -207,7 +207,7 @@ EVENT_TYPES = {
     "Preempt": EventType("2017-11-01", 30, -1, 600, {}),
     "Terminate": EventType("2019-01-01", 300, -1, 600, {}),
 }
-# More that the platform was seen to say: public, too, when a VM is redacted.
+# Other Descriptions that the platform sends (observed). redact() keeps them, too.
 OBSERVED_DESCRIPTIONS = (
     "Host Server infrastructure is undergoing maintenance.", "Host server is undergoing an emergency repair.",
 )
@@ -230,9 +230,9 @@ ATTESTED_VERSIONS = {
     "2019-11-01": "sku",
     "2020-09-01": "licenseType",
 }
-ATTESTED_TIME, ATTESTED_NONCE = "%m/%d/%y %H:%M:%S -0000", "%Y%m%d-%H%M%S"  # its times, and its own nonce
-ATTESTED_SECONDS = 6 * 3600  # how long one is valid (observed); its certificate is backdated, and lasts:
-CERTIFICATE_BACKDATED, CERTIFICATE_SECONDS = 30 * 86400, 330 * 86400
+ATTESTED_TIME, ATTESTED_NONCE = "%m/%d/%y %H:%M:%S -0000", "%Y%m%d-%H%M%S"  # its times; its nonce, if none was given
+ATTESTED_SECONDS = 6 * 3600  # how long a document is valid (observed)
+CERTIFICATE_BACKDATED, CERTIFICATE_SECONDS = 30 * 86400, 330 * 86400  # its certificate: how old, and valid how long
 MAX_NONCE = 32  # characters
 
 # What makes an attested document one that a verifier must refuse.
@@ -245,8 +245,8 @@ FLAWS = {
     "domain": "its certificate is for another domain",
 }
 
-# What a document of a whole VM holds beside the instance document, in the notation of VERSIONS; the load balancer's
-# in the order of the wire. The attested document is never redacted but left out, for its signature would not survive.
+# The parts of a whole VM, in the notation of VERSIONS; those of loadbalancer are in the order of the wire. The instance
+# has VERSIONS. The attested document needs no fields: redact() leaves it out, for its signature would not survive.
 PARTS = {
     "instance": "",
     "scheduledevents": "DocumentIncarnation:count Events[{%s}]" % " ".join(
@@ -259,7 +259,8 @@ PARTS = {
     "attested": "",
 }
 
-# How a request for a token names an identity, and a token's times in seconds.
+# Query parameters that name the identity of a token. In seconds: how long a token is valid, how long before its issue
+# it already is, and how long before its end it is renewed.
 SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "resourceId", "mi_res_id": "resourceId"}
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
@@ -274,7 +275,7 @@ TEST_KEY_PRIMES = tuple(int(digits, 16) for digits in (
     "d232164e1e2899bb67560c5c8943aec4172f6528c45b27b9087266a46f38dd7f452a9f8520454bd047d57d"
     "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827"))
 TEST_KEY_ID = "imds-emulator-public-test-key"
-# Distinguished names, as X.509 writes them. The service's own certificate has the first four words too (observed).
+# Distinguished names. The one in the real service's certificate begins like SERVICE_NAME (observed).
 TEST_ROOT_NAME = "C=US,O=imds emulator,CN=imds emulator test root CA (its key is public)"
 TEST_ISSUER_NAME = "C=US,O=imds emulator,CN=imds emulator test issuing CA (its key is public)"
 SERVICE_NAME = "C=US,ST=WA,L=Redmond,O=Microsoft Corporation,CN="
@@ -325,9 +326,9 @@ unavailable.</h3>
 </html>
 """.replace("\n", "\r\n")  # the stock page of IIS, 1245 bytes
 
-# Why a request is refused: status, the words for the access log, the body. The blanks are the service's.
-# $verb, $path, $value, $tenant and $newest stand for parts of the request, the identity service's tenant
-# and the three newest versions served. A component with words of its own has them in DIALECTS below.
+# Why a request is refused: status, the reason for the access log, the body with the service's own spacing.
+# $verb, $path and $value stand for parts of the request, $tenant for the identity service's tenant, $newest
+# for the three newest versions served. DIALECTS has the bodies of components that differ.
 BAD_REQUEST = '{ "error": "Bad request" }'
 IDENTITY_ERROR = '{"error":"invalid_request","error_description":"%s"}'
 Refusal = collections.namedtuple("Refusal", "status reason body")
@@ -355,7 +356,7 @@ REFUSALS = {
     "leaf": Refusal(400, "a leaf needs format=text", BAD_REQUEST),
     "throttled": Refusal(429, "throttled", '{ "error": "Too many requests" }'),
     "throttled-text": Refusal(429, "throttled", "Too many requests"),
-    # Of one endpoint only.
+    # By one endpoint only.
     "events": Refusal(400, "StartRequests not valid", BAD_REQUEST),
     "nonce": Refusal(400, "nonce too long", BAD_REQUEST),
     "no-load-balancer": Refusal(404, "no load balancer", '{ "error": "No load balancer metadata is found. Please check'
@@ -371,14 +372,14 @@ REFUSALS = {
                             ' The application named $value was not found in the tenant named $tenant."}'),
     "no-attestation": Refusal(400, "attestation token missing", IDENTITY_ERROR % (
         "Attestation Token is missing / empty in the issue credential request")),
-    # For what can't be read as a request, or comes from a web page; statuses of RFC 9110 and 6585, words of our own.
+    # For what is no valid request, or comes from a web page. Statuses are by RFC 9110 and 6585, bodies are chosen.
     "host": Refusal(400, "Host is not a name of this emulator", '{ "error": "Bad request. Host not allowed" }'),
     "malformed": Refusal(400, "not an HTTP request", BAD_REQUEST),
     "slow": Refusal(408, "request took too long", '{ "error": "Request timeout" }'),
     "body-size": Refusal(413, "body too large", '{ "error": "Request body too large" }'),
     "line-size": Refusal(414, "request line too long", '{ "error": "Request line too long" }'),
     "headers-size": Refusal(431, "headers too large", '{ "error": "Request headers too large" }'),
-    # For a fault of the emulator's own, and for faults that a test asks for.
+    # For an error of the emulator itself, and for the faults of playbooks.
     "failed": Refusal(500, "internal error", '{ "error": "Server error" }'),
     "bad-request": Refusal(400, "bad request", BAD_REQUEST),
     "denied": Refusal(403, "denied by the guest proxy agent", ""),
@@ -419,8 +420,8 @@ REASONS = {
     503: "Service Unavailable", 504: "Gateway Timeout",
 }
 
-# What a body is, by how it begins (none of these: text), and the header set that goes with it, in the order of the
-# wire (observed): of all that comes from the service, and of the pages of the web server before it.
+# The type of a refusal's body, by how it begins (otherwise: text). Then the headers of a response, in the order of the
+# wire (observed): of the service itself, and of the pages of the web server in front of it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 XML_TYPE, HTML_TYPE, CERTIFICATE_TYPE = "text/xml; charset=utf-8", "text/html", "application/pkix-cert"
 CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE}
@@ -431,8 +432,8 @@ HEADERS = {
 }
 IMDS_SERVER, IIS_SERVER = "IMDS/150.870.65.1854", "Microsoft-IIS/10.0"
 
-# What a step of a playbook may be: a status, with its row of REFUSALS; an answer of somebody else, with its status,
-# content type, body and what it is; or a manner in which the right answer is given.
+# A step of a playbook is one of these: a status, with its row of REFUSALS; an answer that is not the service's, with
+# status, content type, body and a description; or a manner of sending the right answer, with a description.
 FAULT_STATUSES = {"400": "bad-request", "403": "denied", "404": "path", "410": "gone", "429": "throttled",
                   "500": "failed", "502": "bad-gateway", "503": "unavailable", "504": "gateway-timeout"}
 FAULT_ANSWERS = {
@@ -446,7 +447,7 @@ FAULT_MANNERS = {
     "cut": "a part of it, and then the end", "drip": "a byte at a time", "broken": "a part of it, as if that were all",
 }
 FILLER_SIZE = 5 << 20  # bytes that $filler stands for
-REDIRECTED = "/redirected"  # what a redirect puts before a path
+REDIRECTED = "/redirected"  # the path that `redirect` leads to begins with this
 Situation = collections.namedtuple("Situation", "playbook text")
 SITUATIONS = {
     "booting": Situation("404 x3", "the service is not up yet, and then it is"),
@@ -465,10 +466,10 @@ RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
 # Where the service is, and where the emulator is unless told otherwise.
 DEFAULT_ENDPOINT, DEFAULT_PORT = "http://169.254.169.254", 8169
 
-# How long a client waits, in seconds: to connect; for each piece of an answer (twice, if nothing comes at all); and
-# in all, with every try. `gone` is that while the service answers 410, for the VM is being moved (documented). The
-# first path that fits counts. The first list of scheduled events may take two minutes (documented), later ones may
-# not. A new token is made elsewhere.
+# How long a client waits, in seconds, by endpoint ("": all others). connect: for a connection; answer: for each piece
+# of an answer, and it gives up when two tries brought none; total: for all tries; gone: for all tries once the service
+# answers 410, because the VM is being moved (documented). The first list of scheduled events may take two minutes
+# (documented), later ones ("again") may not. Tokens take longer, for another service issues them.
 Patience = collections.namedtuple("Patience", "connect answer total gone")
 PATIENCE = {
     "scheduledevents": Patience(2, 120, 120, 120),
@@ -477,8 +478,8 @@ PATIENCE = {
     "attested/document": Patience(2, 10, 20, 70),
     "": Patience(2, 2, 20, 70),
 }
-# What is tried again until then, with pauses that double from 1 to 8 s: these statuses, with advice for when it does
-# not help, and 5xx. A 404 is one of them where the endpoint itself can't be meant: it is not up yet.
+# Statuses to try again after, besides 5xx, with pauses that double from 1 to 8 s; and advice for the error, should it
+# not help. A 404 counts only at RETRIED_404: every service has these paths, so it is not up yet.
 RETRIED = {
     404: "the service is not up yet; try again later",
     408: "try again",
@@ -497,17 +498,17 @@ RETRIED_404 = ("instance", "identity/oauth2/token")
 # which completes it, cuts it to a version and puts its names in order, all in one function (_shape).
 # ==================================================================================================
 
-MAX_DEPTH = 64  # containers in one another, in a document of a user
+MAX_DEPTH = 64  # levels of containers in a user's document
 
 
-MAX_MESSAGE = 2000  # characters; what a service says can be long
+MAX_MESSAGE = 2000  # characters; a service's answer can be long
 
 
 class Error(Exception):
-    """What is raised when the service, or the way to it, fails.
+    """The base of all errors here: the service, or the way to it, fails.
 
-    The message says what was asked, what came back and what to do. ``status`` (int) and ``body`` (str)
-    are the service's reply and ``url`` (str) the request; each is None where there was none.
+    The message says what was asked, what came back and what to do. ``status`` (int) and ``body`` (str) are the
+    service's reply, ``url`` (str) the request; each is None if unknown, and ``body`` also if a token may be in it.
     """
 
     exit_code = 1
@@ -529,17 +530,17 @@ class NotFound(Error, KeyError):
 
 
 class Refused(Error):
-    """The service understood and said no: 400, 403, 405 and the like. Asking again would not help."""
+    """The service said no (400, 403, 405, ...), and would again; or what it attested is not to be believed."""
 
 
 class Unreachable(Error, OSError):
-    """Nobody answered, or not in time. Also an OSError. ``silent`` (bool): somebody listens, and says nothing."""
+    """No answer came, or not in time. Also an OSError. ``silent`` (bool): it was not in time."""
 
     exit_code, silent = 3, False
 
 
 class Unavailable(Error):
-    """The service answered, but was throttling, moving or failing until the deadline."""
+    """The service answered, but until the deadline it was throttling, failing or not up, or its VM being moved."""
 
     exit_code = 4
 
@@ -551,7 +552,7 @@ class NotIMDS(Error):
 
 
 def printable(text: str) -> str:
-    """``text`` with nothing in it that a terminal would obey."""
+    """``text`` with "?" for what is not printable, so that no terminal obeys it."""
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -565,9 +566,8 @@ def one_line(text: str) -> str:
 def resolve(document: "Any", path: str) -> "Any":
     """Return the node of ``document`` (dicts, lists and leaves) at ``path``.
 
-    A path is names and list indexes between slashes, "network/interface/0/macAddress", in the very
-    case of the document; empty parts are passed over, so "" is the document itself. Raises NotFound,
-    with the nearest path that exists as its advice.
+    A path is names and list indexes with slashes between, like "network/interface/0/macAddress". Case matters;
+    empty parts are skipped, so "" is the document itself. Raises NotFound, which suggests a similar path.
     """
     try:
         return find(document, filter(None, path.split("/")))
@@ -610,10 +610,10 @@ def nearest_of(word: str, words: "Iterable[str]", cutoff: float) -> "Optional[st
 
 
 def suggest(document: "Any", path: str) -> "Optional[str]":
-    """Return the path in ``document`` that is most like ``path``, or None: right but for its case,
-    right but for where it begins, or nearly right."""
+    """Return the path in ``document`` that ``path`` probably means, or None: the same in another case, with
+    more names in front, or spelled a little differently."""
     try:
-        paths = list(itertools.islice(walk(document), 20000))  # or it would take longer than the request
+        paths = list(itertools.islice(walk(document), 20000))  # more would take longer than the request
     except RecursionError:
         return None
     wanted = "/".join(filter(None, path.split("/"))).lower()
@@ -631,7 +631,7 @@ def walk(node: "Any", path: str = "") -> "Iterator[str]":
 
 
 def children(node: "Any") -> "Iterable[Tuple[str, Any]]":
-    """What a dict or a list holds, by name or by index; nothing for a leaf."""
+    """(name, or index as str; child) for each child of a dict or a list; none for a leaf."""
     if isinstance(node, dict):
         return node.items()
     return ((str(index), item) for index, item in enumerate(node)) if isinstance(node, list) else ()
@@ -640,8 +640,8 @@ def children(node: "Any") -> "Iterable[Tuple[str, Any]]":
 def format_text(node: "Any") -> str:
     """Return ``node`` as the service prints it with ``format=text``.
 
-    A leaf is its value; a container its names, one a line in alphabetical order, those of containers
-    with a slash behind them, and no line end at the end (observed).
+    A leaf is its value. A container is the names in it, one per line in alphabetical order, with a slash
+    after the name of a container, and without a line end after the last (observed).
     """
     if not isinstance(node, (dict, list)):
         return leaf(node)
@@ -653,7 +653,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
-    """Return ``node`` as the service prints JSON: minified, UTF-8 as it is; or indented, for people."""
+    """Return ``node`` as the service prints JSON, minified and without escapes; with ``indent``, for people."""
     return json.dumps(node, ensure_ascii=False, indent=indent) if indent else _encode(node)
 
 
@@ -671,11 +671,11 @@ GA_VERSIONS = {version: row for version, row in sorted({**VERSIONS, **UNLISTED_V
 
 
 def complete(document: "Any") -> "Dict[str, Any]":
-    """Return ``document``, in the shape of ``/metadata/instance``, with every field there is.
+    """Return a copy of ``document``, in the shape of ``/metadata/instance``, with every field of VERSIONS.
 
-    Fields that it lacks are empty, but for flags and sizes; fields that no table knows are kept. Of ``tags``
-    and ``tagsList`` one is made from the other where only one is there. Raises ValueError, naming the path,
-    where a value has the wrong shape.
+    A missing field gets its default, mostly ""; fields that no table knows are kept. If only one of ``tags``
+    and ``tagsList`` is there, the other is made from it. Raises ValueError, which names the path, for a value
+    of the wrong shape.
     """
     check_plain(document, "instance")
     completed = _shape(document, everything(), everything(), "instance")
@@ -702,7 +702,7 @@ def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "D
 
 @functools.lru_cache(maxsize=None)
 def template(version: str) -> "Dict[str, Any]":
-    """The empty instance document of an api-version: every field that it knows, a list with one item."""
+    """The instance document of an api-version with a Field for every value, and one item in every list."""
     return fields(VERSIONS[PREVIEW]) if version == PREVIEW else fields_until(version, GA_VERSIONS)
 
 
@@ -723,7 +723,7 @@ def fields_until(version: str, rows: "Mapping[str, str]") -> "Dict[str, Any]":
 
 
 def fields(text: str) -> "Dict[str, Any]":
-    """'a b{c:word} d[{e=0}]', a row of VERSIONS or several, as a template."""
+    """Parse one or more rows of VERSIONS, like 'a b{c:word} d[{e=0}]', into a template."""
     for mark, spaced in ("[{", "[ "), ("{", "{ "), ("}]", "}"), ("}", " } "):
         text = text.replace(mark, spaced)
     containers: "List[Dict[str, Any]]" = [{}]
@@ -744,7 +744,7 @@ def fields(text: str) -> "Dict[str, Any]":
 
 
 def _shape(node: "Any", shown: "Any", known: "Any", path: str) -> "Any":
-    """``node`` in the shape of the template ``shown``, its names in order. Names that ``known`` lacks pass."""
+    """``node`` with the names of the template ``shown``, in order, and any names that ``known`` does not have."""
     if isinstance(shown, Field):
         if isinstance(node, (dict, list)):
             raise ValueError("%s must be a single value, not %s" % (path, kind_of(node)))
@@ -783,7 +783,7 @@ def kind_of(node: "Any") -> str:
 
 
 def check(node: "Any", kind: type, path: str) -> "Any":
-    """``node``, if it is of a type; else a ValueError that names its path."""
+    """Return ``node`` if it is a ``kind``; else raise ValueError, which names ``path``."""
     if not isinstance(node, kind) or isinstance(node, bool) and kind is not bool:
         names = {dict: "an object", list: "a list", str: "a string", int: "a whole number", bool: "true or false"}
         raise ValueError("%s must be %s, not %s" % (path, names[kind], kind_of(node)))
@@ -818,8 +818,8 @@ def known(name: "Any", names: "Iterable[str]", kind: str) -> str:
 
 
 def parse_time(text: str) -> "Optional[float]":
-    """Seconds since 1970 for a NotBefore, RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for
-    an empty one. Raises ValueError."""
+    """Return a NotBefore in seconds since 1970, or None for "". It may be as in RFC 1123 (the service) or ISO 8601
+    (Azure's own mock). Raises ValueError for other text and for times before 1970 or after 9999."""
     import datetime
     import email.utils
 
@@ -831,7 +831,7 @@ def parse_time(text: str) -> "Optional[float]":
         if found:
             *numbers, sign, hours, minutes = found.groups("0")
             offset = (int(hours) * 3600 + int(minutes) * 60) * (-1 if sign == "-" else 1)
-        else:  # a form that the library reads, but not all that it makes something of
+        else:  # parsedate_tz() alone would take much that is no time
             parsed: "Any" = email.utils.parsedate_tz(text) if re.match(r"[\w:,+ -]{1,40}\Z", text, re.A) else None
             numbers, offset = parsed[:6], parsed[9] or 0
         year, month, day, hour, minute, second = map(int, numbers)
