@@ -861,15 +861,15 @@ def guid(*words: str) -> str:
 # ==================================================================================================
 # Room 3: documents
 #
-# What a VM is made of; knows the core. A VM is its instance document, or an object with that and the
-# other PARTS. Built-in VMs are a row each, from which make_vm makes any number of the same scale set.
-# Every part is checked before it is served, so that the service need not doubt it. A redacted copy is
-# made along the templates of the contract: the kind of each field says what takes its place, and what
-# no table knows is replaced, names of fields included.
+# What a VM is made of; knows the core. A VM is an instance document, or an object with that and the
+# other PARTS. Each built-in VM is a row of PROFILES; "scaleset" stands for all VMs of its scale set.
+# Every part is checked before it is served, so the service can trust it. redact() walks a VM along the
+# templates: the kind of a field says what replaces its value. What no table knows is replaced as well,
+# even the name of the field.
 # ==================================================================================================
 
 # The built-in VMs. `linux` and `windows` are the samples of the 2018 document with what it masks (addresses,
-# ids) filled in from the ranges for documentation. `domain`: of faults and of updates; `image`: publisher, offer,
+# ids) filled in from the ranges for documentation. `domain`: fault and update domain; `image`: publisher, offer,
 # sku, version; `disk`: GB and account type of the OS disk, MB of the temporary one; `data`: GB and caching of each
 # data disk; `interfaces`: private addresses, public address, subnet, prefix, MAC; `more` is merged into `compute`.
 Profile = collections.namedtuple(
@@ -901,14 +901,14 @@ PROFILES = {
 }
 SAMPLE_SUBSCRIPTION = "8d10da13-8125-4ba9-a717-bf7490507b3d"
 SAMPLE_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY azureuser"
-PHYSICAL_ZONES = {"1": "AZ01", "2": "AZ03", "3": "AZ02"}  # a zone has another number in each subscription
+PHYSICAL_ZONES = {"1": "AZ01", "2": "AZ03", "3": "AZ02"}  # by zone; Azure maps them anew in each subscription
 
 
 def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[str, Any]":
     """Return the instance document of a built-in VM: "linux", "windows" or "scaleset".
 
-    ``number``, from 0 to 999, makes it that instance of the scale set: with a name, ids, addresses, domains and
-    a zone of its own, as Azure numbers them. None: the one that is built in, number 1.
+    ``number``, an int from 0 to 999, is for "scaleset": which of its VMs. Each has its own name, ids, addresses,
+    domains and zone, as Azure numbers them. None: number 1. Raises ValueError.
     """
     row = PROFILES[known(profile, PROFILES, "profile")]
     if number is not None:
@@ -963,7 +963,7 @@ def _instance_of(row: "Profile", number: int) -> "Profile":
     step, digits = number - 1, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return row._replace(
         name=row.name[:-1] + str(number),
-        computer=row.computer[:-2] + digits[number // 36] + digits[number % 36],  # it counts in base 36
+        computer=row.computer[:-2] + digits[number // 36] + digits[number % 36],  # Azure counts in base 36
         resource=row.resource[:-1] + str(number), zone=str(number % 3 + 1), domain=str(number % 5),
         vm_id=row.vm_id if step == 0 else guid(row.vm_id, str(number)),
         interfaces=tuple(
@@ -976,8 +976,8 @@ def _instance_of(row: "Profile", number: int) -> "Profile":
 # --- parts, and checks by part
 
 def split_document(document: "Any") -> "Dict[str, Any]":
-    """The parts of a document: of a whole VM, or of one that is an instance document only. A part that is
-    not there is None, an instance {}. Raises ValueError."""
+    """Return the PARTS of a whole VM, or of an instance document alone, by name and checked. A missing part is
+    None, a missing instance {}. Raises ValueError."""
     check(document, dict, "instance")
     check_plain(document, "it")
     parts = dict.fromkeys(PARTS)  # type: Dict[str, Any]
@@ -993,7 +993,7 @@ def split_document(document: "Any") -> "Dict[str, Any]":
 
 
 def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
-    """An event as the service writes it, or a ValueError: fields that it has are of the right type."""
+    """Return a copy of an event. Raises ValueError for a wrong type, no EventId, or a NotBefore that is no time."""
     check(event, dict, where)
     for name, field in EVENT_FIELDS.items():
         value = check(event.get(name, field.type(field.default)), field.type, "%s.%s" % (where, name))
@@ -1008,7 +1008,7 @@ def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
 
 
 def check_events(document: "Mapping[str, Any]") -> None:
-    """Raise ValueError unless this is the list of scheduled events of a document."""
+    """Raise ValueError unless ``document`` is a list of scheduled events."""
     check(document.get("DocumentIncarnation", 1), int, "scheduledevents.DocumentIncarnation")
     seen = set()
     for at, event in enumerate(check(document.get("Events", []), list, "scheduledevents.Events")):
@@ -1027,8 +1027,8 @@ IDENTITY_FORM = "'system', 'user:NAME' or 'user:NAME,client_id=...,object_id=...
 
 
 def read_identity(spec: "Any") -> "Dict[str, str]":
-    """What is said of an identity: a dict with some of type, name, clientId, objectId, resourceId. ``spec``:
-    such a dict, or the same as text. Raises ValueError."""
+    """Return an identity as its user gives it: a dict with some of type, name, clientId, objectId, resourceId.
+    ``spec`` is such a dict, or text like IDENTITY_FORM. Raises ValueError."""
     if isinstance(spec, str):
         kind, _, rest = spec.partition(":")
         name, *pairs = rest.split(",")
@@ -1058,13 +1058,13 @@ def read_identity(spec: "Any") -> "Dict[str, str]":
 
 
 def check_identity(document: "Mapping[str, Any]") -> None:
-    """Raise ValueError unless this is what a document says of identity."""
+    """Raise ValueError unless ``document`` is an identity part."""
     check(document.get("tenantId", ""), str, "identity.tenantId")
     check_identities(check(document.get("identities", []), list, "identity.identities"))
 
 
 def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
-    """What is said of each identity. Raises ValueError, for two that share what should tell them apart, too."""
+    """Return read_identity() of each. Raises ValueError, also where a request could not tell two apart."""
     identities = [read_identity(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
     for key in IDENTITY_KEYS.values():
         values = [each[key].lower() for each in identities if key in each and each["type"] == "user"]
@@ -1076,7 +1076,7 @@ def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
 
 
 def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "Dict[str, str]":
-    """An identity of a VM, what is not said of it made from the VM's ids: type, clientId, objectId, resourceId."""
+    """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from the VM's."""
     name = said.get("name") or said.get("resourceId", "").rpartition("/")[2] or said.get("clientId", "")
     spec = "system" if said["type"] == "system" else "user:" + name
     resource_id = compute["resourceId"] if said["type"] == "system" else (
@@ -1116,7 +1116,7 @@ def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
 
 
 def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """A public load balancer before the first address of a VM."""
+    """A public load balancer in front of the first address of a VM."""
     addresses = [address for interface in instance["network"]["interface"]
                  for address in interface["ipv4"]["ipAddress"]]
     both = {"frontendIpAddress": "203.0.113.10",
@@ -1148,8 +1148,8 @@ def change(instance: "Mapping[str, Any]", patch: "Any") -> "Dict[str, Any]":
 
 
 def _completed(changed: "Any", names: "Iterable[str]") -> "Dict[str, Any]":
-    """``changed``, complete again; ``names``: the fields of ``compute`` that were changed. Of ``tags`` and ``tagsList``
-    the one that was not is made from the other."""
+    """Return ``changed``, complete again. ``names`` are the fields of ``compute`` that were set; if only one of
+    ``tags`` and ``tagsList`` is among them, the other is made from it."""
     for one, other in (("tags", "tagsList"), ("tagsList", "tags")):
         if one in names and other not in names and isinstance(changed["compute"], dict):
             changed["compute"].pop(other, None)
@@ -1208,8 +1208,8 @@ def misspelled(instance: "Any", shown: "Any" = None, path: str = "") -> "Iterato
 
 
 def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str, Any, Any]]":
-    """Yield (path, value before, value after) for each place where two documents differ; a value that is
-    not there is None."""
+    """Yield (path, value before, value after) for each place where two documents differ. A path is a str like
+    "compute/name", below the argument ``path``; a value that is missing is None."""
     if isinstance(before, list) and isinstance(after, list):
         before, after = dict(children(before)), dict(children(after))
     if isinstance(before, dict) and isinstance(after, dict):
@@ -1221,7 +1221,7 @@ def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str,
 
 # --- redaction
 
-# Words that the platform itself has given to fields of the kind `word`, in lower case; numbers are public there, too.
+# Values of the kind `word` that the platform sets, not a user, in lower case. Numbers are public there, too.
 PUBLIC_WORDS = frozenset("""
     true false linux windows microsoft.compute azurepubliccloud azureusgovernmentcloud azurechinacloud
     azuregermancloud azurestack none readonly readwrite fromimage empty attach copy restore upload import
@@ -1242,7 +1242,7 @@ REGIONS = frozenset("""
     switzerlandwest taiwannorth uaecentral uaenorth uksouth ukwest usdodcentral usdodeast usgovarizona usgoviowa
     usgovtexas usgovvirginia uscentral useast useast2 uswest uswest2 uswest3 westcentralus westeurope westindia westus
     westus2 westus3""".split())
-# Who publishes images for everybody: what an image of somebody else is called says whose it is.
+# Who publishes images for everybody. The name of any other image could tell whose VM it is.
 PUBLISHERS = frozenset("""
     almalinux canonical credativ debian kinvolk microsoft-aks microsoft-dsvm microsoftcblmariner microsoftsqlserver
     microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver openlogic oracle redhat resf suse
@@ -1258,13 +1258,13 @@ PUBLIC_FOLDERS = frozenset(["", "home", "Users", "root", "var", "lib", "etc", "s
 VM_SIZE = (r"(?:Basic|Standard)_[A-Z]{1,4}\d{1,4}(?:-\d{1,3})?[a-z]{0,6}"
            r"(?:_(?:A100|H100|H200|V620|GH200|A10|T4|MI300X|cc|[A-Z]{2}\d{2,4}|\d{1,2}))?(?:_v\d{1,2})?(?:_Promo)?\Z")
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
-PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # those of documentation are not
+PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
 
 def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """Return a whole VM, or an instance document, with stand-ins of the same form for all that no table calls
-    public: the same one for the same value of a kind, wherever it stands. The attested document is left out: its
-    signature can't be redacted."""
+    """Return a whole VM (of an instance document: with that part alone) in which a stand-in of the same form
+    replaces all that no table calls public; equal values of one kind get the same stand-in. The attested document
+    is left out: its signature can't be redacted. Raises ValueError."""
     check_plain(vm, "the VM")
     parts = vm if set(PARTS).intersection(vm) else {"instance": vm}
     redactor = _Redactor(parts)
@@ -1277,12 +1277,12 @@ class _Redactor:
 
     def __init__(self, parts: "Mapping[str, Any]") -> None:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
-        self._networks: "Dict[Any, Any]" = {}  # subnet -> the subnet that takes its place
+        self._networks: "Dict[Any, Any]" = {}  # subnet -> its stand-in
         self._next_network = 0x0A100000  # 10.16.0.0
-        self._place(parts.get("instance"))  # before an address is asked for
+        self._place(parts.get("instance"))  # first, for address() needs it
 
     def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
-        """``node`` redacted along a template; None: no table knows it."""
+        """``node`` redacted along the template ``shown``; None: no table knows it. ``published``: so is its image."""
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
             published = str(node.get("publisher", "")).lower() in PUBLISHERS
@@ -1297,13 +1297,13 @@ class _Redactor:
             return [self.clean(child, item, published) for child in node]
         if node is None or node == "" or isinstance(node, bool):
             return node
-        if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity in a word
+        if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity as text
             kind, _, name = node.partition(":")
             return "user:" + self.name(name.partition(",")[0]) if kind == "user" else "system"
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node == "true"
-        if isinstance(node, int) and (kind == "count" or kind == "word" and -1 <= node < 1000):  # the platform's own
+        if isinstance(node, int) and (kind == "count" or kind == "word" and -1 <= node < 1000):  # not a user's
             return node
         if not isinstance(node, str):
             return type(node)(self.number("number", str(node), "%d"))
@@ -1312,7 +1312,7 @@ class _Redactor:
         return str(getattr(self, kind)(node))
 
     def number(self, kind: str, value: str, form: str = "") -> str:
-        """The stand-in of a value: the next number of its kind, in a form."""
+        """The stand-in of a value: its number among the values of its kind, in ``form``."""
         numbers = self._numbers.setdefault(kind, {})
         return (form or kind + "%d") % numbers.setdefault(value, len(numbers) + 1)
 
@@ -1335,13 +1335,13 @@ class _Redactor:
     def image(self, value: str) -> str:
         return value if value == "latest" else self.number("image", value.lower())
 
-    plan = image  # so that it still can be seen whether a plan is that of the image
+    plan = image  # the same stand-ins: whether a plan is that of the image still shows
 
     def version(self, value: str) -> str:
         return value if re.match(r"\d+(?:\.\d+){1,4}\Z", value) else self.image(value)
 
     def region(self, value: str) -> str:
-        """Of a physical zone, "westus-AZ01", the zone stays."""
+        """Keep the zone of a physical zone, like "westus-AZ01"."""
         zone = value[-5:] if re.match(r"-AZ\d\d\Z", value[-5:]) else ""
         region = value[:len(value) - len(zone)].lower()
         return value if region.replace(" ", "") in REGIONS else self.number("region", region) + zone
@@ -1350,7 +1350,7 @@ class _Redactor:
         return value if re.match(VM_SIZE, value) else self.value(value)
 
     def name(self, value: str) -> str:
-        """web_1, web00000A and web_OsDisk_1_HEX keep the form of what comes after web."""
+        """Keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX only "web" and HEX are replaced."""
         if re.match(GUID, value):
             return self.guid(value)
         found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,3}|0000[0-9A-Z]{2})(?:_([0-9a-f]{32}))?\Z",
@@ -1361,15 +1361,15 @@ class _Redactor:
         return self.number("name", found.group(1).lower()) + found.group(2) + unique
 
     def guid(self, value: str) -> str:
-        """In the case that it has; what is no GUID becomes a name."""
+        """Keep the case of a GUID; redact anything else as a name."""
         if not re.match(GUID, value):
             return self.name(value)
         text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
         return text.upper() if value.isupper() else text
 
     def id(self, value: str) -> str:
-        """A resource id is a type and a name in turn; "providers" is followed by a namespace. What does not fit
-        that is a name."""
+        """A resource id is types and names in turn, where "providers" is followed by a namespace. Redact all else
+        as a name."""
         words, kind, in_set = value.split("/"), "", False
         if words[0]:
             return self.name(value)
@@ -1428,14 +1428,14 @@ class _Redactor:
         return separator.join(text[at:at + 2] for at in range(0, 12, 2)) if separator else text
 
     def _place(self, node: "Any") -> None:
-        """Find the network that takes the place of each subnet in ``node``: of the same size, and another for each."""
+        """Choose a stand-in for each subnet in ``node``: a network of the same size that no other one has."""
         import ipaddress
 
         network = _network(node) if isinstance(node, dict) else None
         if network and network not in self._networks:
             size = network.num_addresses
             start = -(-self._next_network // size) * size
-            if start < 0xF0000000 and start + size > 0x0B000000:  # 10.0.0.0/8 is full: on in 240.0.0.0/4, nobody's
+            if start < 0xF0000000 and start + size > 0x0B000000:  # 10.0.0.0/8 is full: go on in the unused 240.0.0.0/4
                 start = max(0xF0000000, size)
             self._next_network = start + size
             self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
@@ -1443,7 +1443,7 @@ class _Redactor:
             self._place(child)
 
     def address(self, value: str) -> str:
-        """An address keeps its subnet, or else that it is private, or public; brackets stay."""
+        """Keep an address in its subnet; without one, keep whether it is private. Brackets stay."""
         import ipaddress
 
         if re.match(r"\[[^[]*\]\Z", value):
@@ -1460,7 +1460,7 @@ class _Redactor:
             is_private = re.match(PRIVATE_ADDRESS, str(address))
             number = int(self.number("private" if is_private else "public", str(address), "%d"))
             return ("10.0.%d.%d" if is_private else "198.18.%d.%d") % divmod(number, 256)
-        number = int(self.number("in " + str(network), str(address), "%d")) + 3  # the first that a subnet gives
+        number = int(self.number("in " + str(network), str(address), "%d")) + 3  # Azure reserves the first four
         return str(self._networks[network][number % network.num_addresses])
 
 
@@ -1474,7 +1474,7 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
         return None
 
 
-# The kinds of fields, but for `bool`: a method for each.
+# The kinds of fields except `bool`: _Redactor has a method for each.
 KINDS = ("address count data description file guid id image key mac name plan region size tag tags time url value"
          " version word").split()
 
@@ -1483,8 +1483,8 @@ KINDS = ("address count data description file guid id image key mac name plan re
 # Room 4: signatures
 #
 # RSA, DER, X.509, PKCS#7 and JWT, as much as a token and an attested document need; knows only the
-# test key and its names. DER is built inside out: each function returns the bytes of one element.
-# All certificates are of the one test key: root, issuing authority and the service's own.
+# contract. DER is built inside out: each function returns the bytes of one element. The certificates
+# of the root, the issuing authority and the service all have the one test key.
 # ==================================================================================================
 
 SHA256_WITH_RSA, RSA, SHA256 = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1", "2.16.840.1.101.3.4.2.1"
@@ -1497,10 +1497,10 @@ ISSUING_FILE, REVOKED_FILE = "imds-test-issuing-ca.crt", "imds-test-issuing-ca.c
 
 @functools.lru_cache(maxsize=None)
 def _private_key() -> "Tuple[int, int, int, int, int]":
-    """The primes p and q, what to raise to for each, and 1/q for p."""
+    """p, q, the private exponent modulo p - 1 and q - 1, and 1/q modulo p (RFC 8017: p, q, dP, dQ, qInv)."""
     p, q = TEST_KEY_PRIMES
     totient = (p - 1) * (q - 1)
-    exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537, for 65537 is a prime
+    exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537 modulo totient
     return p, q, exponent % (p - 1), exponent % (q - 1), pow(q, p - 2, p)
 
 
@@ -1556,8 +1556,8 @@ def _authority(subject: str, issuer: str) -> bytes:
 
 @functools.lru_cache(maxsize=16)
 def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base: str) -> bytes:
-    """The certificate of the service, DER, as it was seen in 2026: for the DNS ``names``, the last of which is its
-    common name. ``base``: where its issuer, and what that revoked, can be fetched."""
+    """The certificate of the service, DER, as observed in 2026, for the DNS ``names``, of which the last is its common
+    name. ``base``: the URL below which its issuer's certificate and revocation list are."""
     def url(tag: int, path: str) -> bytes:
         return _der(tag, (base + "/" + path).encode())
 
@@ -1584,14 +1584,14 @@ def _certificate(subject: str, issuer: str, start: float, end: float, extensions
 
 @functools.lru_cache(maxsize=4)
 def revocation_list(start: int) -> bytes:
-    """The list, DER, of the certificates that the issuing authority revoked: none. It is good for a week."""
+    """The revocation list of the issuing authority, DER: empty, and valid for a week."""
     return _signed(
         _integer(1), _algorithm(SHA256_WITH_RSA), _name(TEST_ISSUER_NAME), _time(start), _time(start + 7 * 86400),
         _explicit(0, _sequence(_authority_key(), _extension("2.5.29.20", _integer(start)))))
 
 
 def _signed(*parts: bytes) -> bytes:
-    """What a certificate and a list of revoked ones have in common: content, algorithm, signature."""
+    """The frame of a certificate and of a revocation list: content, algorithm, signature."""
     content = _sequence(*parts)
     return _sequence(content, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(content)))
 
@@ -1608,8 +1608,8 @@ def pem(certificate: bytes) -> str:
 # --- PKCS#7
 
 def signed_data(content: bytes, signature: bytes, signer: bytes, subject: str, issuer: str, start: float) -> bytes:
-    """PKCS#7 SignedData, DER, as the service was seen to write it: the content inside, no signed attributes,
-    sha256WithRSAEncryption as the digest's algorithm, and only the signer's certificate."""
+    """PKCS#7 SignedData, DER, as the service writes it (observed): with the content, without signed attributes,
+    with sha256WithRSAEncryption as the digest's algorithm, and with the signer's certificate alone."""
     info = _sequence(_integer(1), _sequence(_name(issuer), _integer(_serial(subject, start))),
                      _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(0x04, signature))
     return _sequence(_oid(SIGNED_DATA), _explicit(0, _sequence(
@@ -1702,7 +1702,7 @@ def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
 
 
 def _elements(data: bytes) -> "List[Tuple[int, bytes]]":
-    """The elements that stand one after another in DER: their tags and contents."""
+    """The (tag, content) of each DER element in ``data``, one level deep."""
     found, at = [], 0
     while at < len(data):
         tag, size, at = data[at], data[at + 1], at + 2
