@@ -1720,9 +1720,9 @@ def _elements(data: bytes) -> "List[Tuple[int, bytes]]":
 # Room 5: service
 #
 # One request in, one response out; knows documents and signatures. It opens no socket, starts no thread,
-# and asks the time of whoever made it. The rules of the service stand in Service._answer, in the order in
-# which they apply; each refusal is a row of REFUSALS. What an answer is made of is kept until it changes:
-# views and pages of the document, the list of events as text, signed tokens.
+# and its clock is an argument. Service._answer applies the rules in the order of the real service; each
+# refusal is a row of REFUSALS. What is slow to make is kept until it changes: views and pages of the
+# document, the list of events as text, signed tokens.
 # ==================================================================================================
 
 # verb: str; target: str, path and query as sent; headers: names in lower case -> value, where a
@@ -1735,7 +1735,7 @@ Request.__new__.__defaults__ = (b"", "HTTP/1.1")  # namedtuple takes defaults fr
 Response = collections.namedtuple("Response", "status headers body rule repeats")
 
 # A target taken apart. names: of its path; endpoint: the key of ENDPOINTS that they begin with, or None; rest: the
-# names below it; query: dict; problem: the key of REFUSALS that the target itself deserves, or None.
+# names below it; query: dict; problem: the key of REFUSALS if the target alone is refused, or None.
 Target = collections.namedtuple("Target", "names endpoint rest query problem")
 
 
@@ -1768,7 +1768,7 @@ def _decode(text: str) -> str:
 
 
 class Rejection(Exception):
-    """The row of REFUSALS with the key ``rule`` applies; ``value`` is what its body speaks of."""
+    """A request is refused with the row ``rule`` of REFUSALS; ``value`` is the $value in its body."""
 
     def __init__(self, rule: str, value: str = "") -> None:
         super().__init__(rule)
@@ -1776,13 +1776,13 @@ class Rejection(Exception):
 
 
 def is_local(host: str, names: "Iterable[str]") -> bool:
-    """Whether a Host header is an address, or one of ``names``: no other web site's name leads to one of these."""
+    """Whether a Host header is an address or one of ``names``. With its own, a web page could use DNS rebinding."""
     name = re.sub(r":\d*\Z", "", host).lower()
     return name in names or bool(re.match(r"\d{1,3}(?:\.\d{1,3}){3}\Z|\[[0-9a-f:.]+(?:%\w+)?\]\Z", name))
 
 
 class _Bucket:
-    """A token bucket: ``rate`` requests a second, refilled all the time, as many at once (at least one)."""
+    """A token bucket, refilled continuously: ``rate`` requests a second, and as many (at least one) at once."""
 
     def __init__(self, rate: float, now: float) -> None:
         self.rate, self.size = rate, max(rate, 1)
@@ -1798,7 +1798,7 @@ class _Bucket:
 
 
 class _Event:
-    """A scheduled event. Times in seconds since 1970; ``started`` is None until it has."""
+    """A scheduled event. ``shown``: its fields; ``lasts``: seconds; all else in seconds since 1970, None: not yet."""
 
     def __init__(self, shown: "Dict[str, Any]", *, starts: float, cancelled: float, lasts: float) -> None:
         self.shown, self.starts, self.cancelled, self.lasts = shown, starts, cancelled, lasts
@@ -1812,17 +1812,17 @@ class _Event:
 class Events:
     """The list of scheduled events: Scheduled, then Started by approval or when NotBefore comes, then gone.
 
-    Each change of the list makes a new ``incarnation``. Several VMs may share it. What is due has happened before
-    any method does its work: a heap says when the next change of an event is, and an entry that is out of date is
-    passed over.
+    Each change of the list increments ``incarnation``. Several VMs may share it. Nothing runs in the background:
+    methods call settle() first, which takes from a heap the changes that are due, and drops the entries of changes
+    that no longer apply.
     """
 
     def __init__(self, clock: "Callable[[], float]", document: "Optional[Mapping[str, Any]]" = None) -> None:
-        self._clock, self._document, self.changes = clock, document or {}, 0  # changes: ever since
+        self._clock, self._document, self.changes = clock, document or {}, 0  # changes: never reset
         self.reset()
 
     def reset(self) -> None:
-        """Make the list what it was at first."""
+        """Restore the list to how it started."""
         self.changes += 1
         self.incarnation: int = self._document.get("DocumentIncarnation", 1)
         self._events: "Dict[str, _Event]" = {}  # by EventId in upper case
@@ -1834,7 +1834,7 @@ class Events:
             shown = {name: event.get(name, list(field.default) if field.type is list else field.default)
                      for name, field in EVENT_FIELDS.items()}
             shown.update((name, value) for name, value in event.items() if name not in EVENT_FIELDS)
-            starts = not_before if not_before > now else float("inf")  # what was recorded waits for its approval
+            starts = not_before if not_before > now else float("inf")  # an old recording waits for approval
             self._put(_Event(shown, starts=starts, cancelled=float("inf"), lasts=lasts))
             if shown["EventStatus"] == "Started":
                 self._start(self._events[shown["EventId"].upper()], now)
@@ -1857,7 +1857,7 @@ class Events:
         self.incarnation, self.changes, self._texts = self.incarnation + 1, self.changes + 1, {}
 
     def settle(self) -> float:
-        """Let everything happen that is due, each moment in its turn; return when the next change is."""
+        """Apply all changes that are due, in order; return when the next one is, or infinity."""
         import heapq
 
         now, last = self._clock(), None
@@ -1879,7 +1879,7 @@ class Events:
         return float("inf")
 
     def add(self, shown: "Dict[str, Any]", *, starts: float, cancelled: float, lasts: float) -> None:
-        """Put an event on the list, Scheduled; one whose time has passed starts at once."""
+        """Put a Scheduled event on the list; it starts at once if ``starts`` has passed."""
         self.settle()
         self._put(_Event(shown, starts=max(starts, self._clock()), cancelled=cancelled, lasts=lasts))
         self._changed()
@@ -1897,7 +1897,7 @@ class Events:
         self._changed()
 
     def approve(self, event_ids: "Iterable[str]") -> None:
-        """Start those of the events that wait."""
+        """Start those of the events that are still Scheduled."""
         waiting = [self._events[each.upper()] for each in event_ids if self.has(each)]
         waiting = [event for event in waiting if event.started is None]
         for event in waiting:
@@ -1915,7 +1915,7 @@ class Events:
             shown = [{name: value for name, value in event.shown.items() if name not in later}
                      for event in self._events.values()
                      if EVENT_TYPES[event.shown["EventType"]].since <= version]
-            if single:  # the preview put a mark before the names of single VMs
+            if single:  # the preview put "_" before the names of single VMs
                 shown = [dict(event, Resources=["_" + name.lstrip("_") for name in event["Resources"]])
                          for event in shown]
             self._texts[version, single] = format_json({"DocumentIncarnation": self.incarnation, "Events": shown})
@@ -1963,7 +1963,7 @@ class Service:
             raise ValueError("rate_limit must be 0 (off) or more requests a second, not %r" % rate_limit)
         self._bucket = _Bucket(self.rate_limit, now) if self.rate_limit else None
         self._identity_bucket = _Bucket(IDENTITY_RATE_LIMIT, now)
-        self._identity_requests = 0  # in this turn
+        self._identity_requests = 0  # since new_turn()
         self.events = events or Events(clock, parts["scheduledevents"])
         self.attested_flaw = attested_flaw and known(attested_flaw, FLAWS, "flaw")
         self._only_hosts = None if only_hosts is None else frozenset(only_hosts)  # besides addresses; None: any
@@ -1979,7 +1979,7 @@ class Service:
     # --- what may change
 
     def _forget(self) -> None:
-        """Drop what was made from the instance document and the identities."""
+        """Drop what is cached of the instance document and the identities."""
         self._views: "Dict[Tuple[str, bool], Dict[str, Any]]" = {}
         self._pages: "Dict[Tuple[Any, ...], Tuple[str, bytes]]" = {}
         self._tokens: "Dict[Tuple[str, str], Tuple[int, str]]" = {}
@@ -2001,7 +2001,7 @@ class Service:
         return [full_identity(said, self.instance["compute"]) for said in self._said]
 
     def set_load_balancer(self, document: "Any") -> None:
-        """Put the VM behind a load balancer: of this document, or, for True, of a sample."""
+        """Put the VM behind a load balancer: with this document, or True: a sample, False or None: without."""
         if isinstance(document, dict):
             check_plain(document, "loadbalancer")
             check_load_balancer(document)
@@ -2018,7 +2018,7 @@ class Service:
         return {"loadbalancer": order_balance(balance)}
 
     def new_turn(self) -> None:
-        """Say that what was asked so far has been answered: what follows did not come at the same time."""
+        """All requests so far are answered: later ones do not count as "at once" with them."""
         self._identity_requests = 0
 
     # --- requests
@@ -2049,8 +2049,8 @@ class Service:
             raise Rejection("verb" if inside else "outside-verb")
         if not inside:
             return self._outside(request, asked.names, has_header)
-        throttled = self._is_throttled(asked.names)  # what is refused counts, too
-        # The preview of scheduled events asked for no header (documented); but without it any web page could post.
+        throttled = self._is_throttled(asked.names)  # a request that is refused counts, too
+        # The preview of scheduled events needs no header (documented). A POST does, or any web page could approve.
         if not has_header and (endpoint, query.get("api-version"), request.verb) != ("scheduledevents", PREVIEW, "GET"):
             raise Rejection("metadata")
         if "x-forwarded-for" in headers:
@@ -2070,8 +2070,8 @@ class Service:
         return page
 
     def _outside(self, request: "Request", names: "Tuple[str, ...]", has_header: bool) -> "Tuple[str, bytes]":
-        """What is outside /metadata: nothing, but for what lets the emulator's signatures be checked."""
-        page = PUBLISHED.get("/".join(names[-2:])) if len(names) <= 3 else None  # with the tenant before it, or not
+        """Outside /metadata there is only PUBLISHED, by which the emulator's signatures can be checked."""
+        page = PUBLISHED.get("/".join(names[-2:])) if len(names) <= 3 else None  # the tenant may be in front
         if page and request.verb == "GET":
             content_type, answer = page
             content = answer(self, request)
@@ -2114,20 +2114,20 @@ class Service:
             raise Rejection("format", form)
         if isinstance(node, bytes):  # JSON already
             page = JSON_TYPE, node
-        elif form == "text" and endpoint != "versions":  # which has one form, whatever is asked for
+        elif form == "text" and endpoint != "versions":  # always JSON, whatever the format
             page = TEXT_TYPE, format_text(node).encode()
         elif isinstance(node, (dict, list)):
             page = JSON_TYPE, format_json(node).encode()
         else:
             raise Rejection("leaf")
-        if endpoint == "instance" and len(self._pages) < 1000:  # it stays as it is until the document changes
+        if endpoint == "instance" and len(self._pages) < 1000:  # until _forget()
             self._pages[key] = page
         return page
 
     # --- answers of endpoints, named in ENDPOINTS
 
     def _listing(self, asked: "Target", form: str) -> "Any":
-        """/metadata itself has a listing as text, but no document."""
+        """/metadata itself can be listed as text, but not shown as JSON."""
         if asked.rest or form == "json":
             raise Rejection("path")
         return {name.partition("/")[0]: {} for name, endpoint in ENDPOINTS.items()
@@ -2176,7 +2176,7 @@ class Service:
         return {"tenantId": self.tenant}
 
     def no_credential(self, asked: "Target", request: "Request") -> "Any":
-        """The newer way to a token is not here; but what is asked in it without a proof is refused as observed."""
+        """404, for newer tokens are not emulated; but 400 to a POST without attestation_token (observed)."""
         if asked.endpoint == "identity/issuecredential" and request.verb == "POST":
             try:
                 given = json.loads(request.body.decode()).get("attestation_token")
@@ -2187,7 +2187,7 @@ class Service:
         raise Rejection("path")
 
     def token(self, asked: "Target", request: "Request") -> "Any":
-        """An access token of a managed identity, and what is said of it."""
+        """An access token of a managed identity, as the service answers it: all values are str."""
         query, now = asked.query, int(self.clock())
         resource = query.get("resource")
         if not resource:
@@ -2199,7 +2199,7 @@ class Service:
         issued, token = self._tokens.get(key, (0, ""))
         if now > issued + TOKEN_SECONDS - TOKEN_RENEWED or query.get("bypass_cache", "").lower() == "true":
             issued, token = now, jwt(format_json(self._claims(identity, resource, now)))
-            if len(self._tokens) >= 1000:  # resources can be made up without end
+            if len(self._tokens) >= 1000:  # clients may name any number of resources
                 self._tokens.clear()
             self._tokens[key] = issued, token
         return {
@@ -2226,7 +2226,7 @@ class Service:
         return found[0]
 
     def _claims(self, identity: "Mapping[str, str]", resource: str, issued: int) -> "Dict[str, Any]":
-        """What a token says. The paths of resources in it are not as in the document (observed)."""
+        """The claims of a token. Resource ids in it have "resourcegroups" in lower case (observed)."""
         vm = re.sub("/resourceGroups/", "/resourcegroups/", self.instance["compute"]["resourceId"])
         own = re.sub("/resourceGroups/", "/resourcegroups/", identity["resourceId"])
         claims = {
@@ -2250,7 +2250,7 @@ class Service:
                 "response_types_supported": ["id_token"]}
 
     def attested_document(self, asked: "Target", request: "Request") -> "Any":
-        """The attested document; its certificate leads back to the Host that was asked."""
+        """The attested document; the URLs in its certificate lead to the Host that was asked."""
         nonce = asked.query.get("nonce", "")
         if len(nonce) > MAX_NONCE:
             raise Rejection("nonce")
@@ -2280,7 +2280,7 @@ class Service:
         return {"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}
 
     def _attested_content(self, version: str, nonce: str, flaw: "Optional[str]", created: int) -> bytes:
-        """What an attested document says, as the version does: fields in alphabetical order."""
+        """The content to sign, as JSON: the fields of ``version``, in alphabetical order."""
         if flaw == "nonce":
             nonce = "1111111111" if nonce == "0000000000" else "0000000000"
         compute, expires = self.instance["compute"], time.gmtime(created + ATTESTED_SECONDS)
@@ -2338,7 +2338,7 @@ class Service:
         return self._id_form % number
 
 
-# Outside /metadata: what a validator of tokens, or of attested documents, asks of the authorities that signed them.
+# Outside /metadata: what those who check tokens or attested documents ask of the authorities that signed them.
 PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
     ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
     "discovery/keys": (JSON_TYPE, lambda service, request: {"keys": [{
@@ -2358,24 +2358,23 @@ def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
 # Room 6: bench
 #
 # What a test does to a service; knows the service. Each operation is one method here, with arguments and
-# results that JSON can carry: the emulator, /imds/ and `ctl` take it over by its name. Every request and its
-# answer make one Exchange, from which the access log, the journal, assertions and the judge of clients read.
-# A fault is a step of a playbook: it changes the answer here, or how it is sent, in room 7. What was answered
-# in a Moment is answered the same until the moment ends: the clock shows another second, an event is due, or an
-# operation changed something.
+# results that JSON can carry; Emulator, /imds/ and `ctl` offer it by the same name. A request and its answer
+# are an Exchange, from which the access log, the journal, assertions and lint() read. A fault is a step of a
+# playbook: it changes the answer here, or how it is sent, in room 7. For speed, the same bytes get the same answer
+# until their Moment ends: the clock shows another second, an event is due, or an operation changes something.
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
 SECRET_HEADER = "authorization|cookie|secret|token|key"  # in the name of a header that the journal masks
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # in no locale
-LAST_CLOCK = 32503679999  # the end of the year 2999, where the clocks of Windows end
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
+LAST_CLOCK = 32503679999  # the end of the year 2999; time.gmtime() of Windows goes little further
 
 
 class Exchange(collections.namedtuple("Exchange", "number time peer vm request response rule fault seconds")):
-    """A request and its answer. number: int, from 1; time: seconds since 1970; peer: the client's address; vm: which
-    one of several; request, response: as the service has them, secrets masked; rule: the key of REFUSALS, or None;
-    fault: the step of a playbook that was at work, or None; seconds: how long it held the answer back."""
+    """A request and its answer. number: int, from 1; time: seconds since 1970; peer: the client's address; vm: int,
+    its number in a ScaleSet; request, response: a Request and a Response, secrets masked; rule: the key of REFUSALS,
+    or None; fault: str, the step of a playbook that changed it, or None; seconds: for which that delayed the answer."""
 
     __slots__ = ()
 
@@ -2388,21 +2387,22 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
             reason and "  " + reason, self.fault and "  (fault: %s)" % self.fault or "", agent and "  by " + agent))
 
     def as_dict(self) -> "Dict[str, Any]":
-        """What JSON carries of it."""
+        """What /imds/ shows of it."""
         return {"number": self.number, "time": self.time, "peer": self.peer, "vm": self.vm, "verb": self.request.verb,
                 "target": self.request.target, "headers": self.request.headers,
                 "body": self.request.body.decode("utf-8", "replace"), "status": self.response.status,
                 "rule": self.rule, "fault": self.fault, "seconds": self.seconds}
 
 
-# While it lasts, the answer to the same bytes is the same. answers: dict, by the bytes of the request.
+# The time in which the same bytes get the same answer. second: int, of the clock; until: when an event is due;
+# changes: Events.changes then; answers: dict, bytes of a request -> Kept (room 7).
 Moment = collections.namedtuple("Moment", "second until changes answers")
 
 
 class Bench:
-    """A service, and what a test does to it. ``clock``: as for Service; ``log`` is called with a line for each
-    exchange; ``vm``: the number of this VM among several; ``control``: whether /imds/ is there, and ``hosts`` the
-    names by which it may be asked for that; all else is as for Emulator."""
+    """A service, and what a test does to it. ``clock``: a Clock; ``log`` is called with a line for each exchange;
+    ``vm``: the number of this VM in a ScaleSet; ``control``: whether there is /imds/; ``hosts``: names that the
+    Host header may have there; all else is as for Emulator."""
 
     def __init__(
         self, clock: "Any", instance: "Optional[Mapping[str, Any]]" = None, *,
@@ -2417,7 +2417,7 @@ class Bench:
         self.journal: "Any" = collections.deque(maxlen=JOURNAL_SIZE)
         self.watchers: "List[Callable[[], None]]" = []  # called after each exchange
         self._playbooks: "List[_Playbook]" = []
-        self._now = 0.0  # when the moment was last asked for
+        self._now = 0.0  # the clock at the last call of moment()
         self._moment: "Optional[Moment]" = None
         self._faults = tuple(faults)
         self._fail_as_at_first()
@@ -2425,7 +2425,7 @@ class Bench:
     # --- requests
 
     def moment(self) -> "Moment":
-        """The moment that it is."""
+        """The current Moment: a new one if the last has ended."""
         now, moment, events = self.clock(), self._moment, self.service.events
         self._now = now
         if (moment is None or int(now) != moment.second or now >= moment.until
@@ -2452,7 +2452,7 @@ class Bench:
         return self._record(peer, request, response, step)
 
     def be_at(self, url: str) -> None:
-        """Say at which URL the service is found, for those who do not say it when they ask."""
+        """Set the URL of the service, for attested documents that are asked for without a Host."""
         self.service.base, self._moment = url, None
 
     def refuse(self, rule: str, line: str, peer: str = "-") -> "Exchange":
@@ -2466,7 +2466,7 @@ class Bench:
         return exchange
 
     def repeat(self, exchange: "Exchange", peer: str) -> str:
-        """Record that an exchange took place again in this moment; return the x-ms-request-id of its answer."""
+        """Record a repetition of an exchange in this Moment; return the x-ms-request-id of its answer."""
         service = self.service
         service.count += 1
         self._note(Exchange._make((service.count, self._now, peer, self.vm, exchange.request, exchange.response,
@@ -2488,7 +2488,7 @@ class Bench:
             pass
 
     def report(self, error: BaseException) -> None:
-        """Write the traceback of a fault of our own to the log."""
+        """Write the traceback of a bug in the emulator to the log."""
         import traceback
 
         for text in traceback.format_exception(type(error), error, error.__traceback__) if self._log else ():
@@ -2515,17 +2515,17 @@ class Bench:
         self._moment = None
 
     def identities(self, identities: "Optional[Iterable[Any]]" = None) -> "List[Dict[str, str]]":
-        """The managed identities, dicts of type, clientId, objectId and resourceId; first set to ``identities``,
-        if they are given: such dicts, with some of these keys or a name, or "system", "user:NAME" and
-        "user:NAME,client_id=...,object_id=...,resource_id=..."; what is not said is made from the VM's ids."""
+        """Return the managed identities: dicts of type, clientId, objectId and resourceId, all str. ``identities``
+        replaces them first: a list of such dicts, with some of these keys or a name, or of "system", "user:NAME" or
+        "user:NAME,client_id=...,object_id=...,resource_id=..."; other ids are derived from the VM's."""
         if identities is not None:
             self.service.set_identities(identities)
             self._moment = None
         return self.service.identities()
 
     def load_balancer(self, load_balancer: "Any" = None) -> "Any":
-        """The load balancer's document, or None; first set to ``load_balancer``, if it is given: a document, true for
-        a sample, false for none."""
+        """Return the load balancer's document, or None. ``load_balancer`` replaces it first: a document, true for a
+        sample, false for none. Raises ValueError."""
         if load_balancer is not None:
             self.service.set_load_balancer(load_balancer)
             self._moment = None
@@ -2534,15 +2534,15 @@ class Bench:
     def attested(
         self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None,
     ) -> "Dict[str, str]":
-        """The attested document, {"encoding": "pkcs7", "signature": base64}; with ``flaw``, one that a verifier must
-        refuse: signer, signature, expired, nonce, vmId or domain."""
+        """Return the attested document, {"encoding": "pkcs7", "signature": base64}. ``flaw``: one that a verifier must
+        refuse: signer, signature, expired, nonce, vmId or domain. Raises ValueError."""
         if len(check(nonce, str, "nonce")) > MAX_NONCE:
             raise ValueError("a nonce has at most %d characters" % MAX_NONCE)
         known(api_version, list(VERSIONS) + list(UNLISTED_VERSIONS), "api-version")
         return self.service.attested(api_version, nonce, flaw and known(flaw, FLAWS, "flaw"))
 
     def replace(self, instance: "Mapping[str, Any]") -> None:
-        """Put another VM, a document as for Emulator, in the place of this one; the list of events goes on."""
+        """Serve another VM, a document as for Emulator, with the same list of events. Raises ValueError."""
         kept = dict(self._make.keywords, profile=None, events=self.service.events)
         self._restart(functools.partial(Service, self.clock, instance, **kept))
 
@@ -2552,7 +2552,7 @@ class Bench:
         self.service.base, self.service.count = base, count
 
     def reset(self) -> None:
-        """Put everything back as it was at the start: the VM, its events, the clock, the journal, the faults."""
+        """Restore the VM, its events, the clock, the journal and the faults to how they started."""
         self.clock.reset()
         self._restart(self._make)
         self.service.events.reset()
@@ -2579,8 +2579,8 @@ class Bench:
         lasts            seconds for which it is Started. None: the type's
         cancelled_after  seconds from now until it is cancelled. None: it is not
 
-        It is Scheduled, then Started once it is approved or NotBefore comes, then gone. Raises ValueError
-        for what no event has.
+        It is Scheduled, then Started when it is approved or NotBefore comes, and ``lasts`` later it is gone.
+        Raises ValueError for a value that no event can have.
         """
         row, now = EVENT_TYPES[known(kind, EVENT_TYPES, "EventType")], self.clock()
         known(source, ("Platform", "User"), "EventSource")
@@ -2632,11 +2632,11 @@ class Bench:
         return float(self.clock())
 
     def advance(self, seconds: float) -> None:
-        """Let the clock go forward by so many seconds, at once."""
+        """Move the clock forward by ``seconds``, at once."""
         self.clock.advance(number("seconds", seconds, 0, LAST_CLOCK))
 
     def freeze(self) -> None:
-        """Let the clock stand still; only ``advance`` goes on."""
+        """Stop the clock; only ``advance`` still moves it."""
         self.clock.freeze()
 
     def resume(self, scale: "Optional[float]" = None) -> None:
@@ -2646,13 +2646,13 @@ class Bench:
     # --- operations with faults
 
     def fail(self, playbook: str, *, seed: "Optional[int]" = None) -> "Dict[str, Any]":
-        """Let the service fail by a playbook, "[WHERE:] STEP, STEP, ...", or by a situation of that name.
+        """Let the service fail by a playbook, "[WHERE:] STEP, STEP, ...", or by the name of a situation.
 
-        One step is for each request that matches, then the service is itself again. WHERE: a path below /metadata,
-        with a verb before it if wanted; nothing: all. STEP: a status (400 403 404 410 429 500 502 503 504), reset,
-        hang, cut, drip, portal, broken, huge, redirect or ok; "delay 3s" alone or before another. How often: once,
-        "x2", "for 60s" (on the clock), "every 3", "p 0.2", "always". Returns the playbook and the ``seed`` of its
-        chances. Raises ValueError that says where a playbook is wrong and what could stand there.
+        Each request that matches takes one step; after the last, the service answers normally. WHERE: a verb, a path
+        below /metadata, or both; without it all requests match. STEP: a status (400 403 404 410 429 500 502 503 504),
+        reset, hang, cut, drip, portal, broken, huge, redirect or ok, with "delay 3s" before it, or that alone; then how
+        often: once, or "x2", "for 60s" (on the clock), "every 3", "p 0.2", "always". Returns {"playbook": str, "seed":
+        int}; the ``seed`` decides the chances of "p". Raises ValueError, which says where a playbook is wrong.
         """
         text = SITUATIONS[playbook].playbook if check(playbook, str, "playbook") in SITUATIONS else playbook
         seed = int(self.clock() * 1000) % 2**31 if seed is None else check(seed, int, "seed")
@@ -2675,13 +2675,13 @@ class Bench:
         return [each.text for each in self._playbooks]
 
     def _playbook_for(self, request: "Request") -> "Optional[_Playbook]":
-        """The first playbook that is about a request."""
+        """The first playbook that a request matches."""
         names, now = parse_target(request.target).names, self.clock()
         return next((each for each in self._playbooks if each.matches(request.verb, names) and not each.is_over(now)),
                     None)
 
     def _misbehave(self, step: "_Step", request: "Request") -> "Response":
-        """The answer of a step. What is wrong with how it is sent, room 7 does."""
+        """The answer that a step asks for. If only its sending is to fail, room 7 sees to that."""
         if step.action in FAULT_STATUSES:
             as_text = parse_target(request.target).query.get("format") == "text"
             rule = FAULT_STATUSES[step.action]
@@ -2708,15 +2708,15 @@ class Bench:
         self, path: "Optional[str]" = None, *, verb: "Optional[str]" = None,
         headers: "Optional[Mapping[str, str]]" = None, query: "Optional[Mapping[str, str]]" = None, since: int = 0,
     ) -> "List[Exchange]":
-        """The exchanges in the journal, newest last: those with this path, verb, headers and parameters (those that
-        are named; others may be there, too), and with a number above ``since``."""
+        """Return the exchanges in the journal, newest last, that have this path, this verb, at least these headers and
+        query parameters, and a number above ``since``; None fits all."""
         expected = _expected(path, verb=verb, headers=headers, query=query)
         check(since, int, "since")
         return [each for each in self.journal if each.number > since and not expected.differences(each.request)]
 
     def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
-        """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the nearest
-        requests that did come, and in what they differ. ``like``: verb, headers and query, as for ``requests``."""
+        """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the most similar
+        other requests, and how they differ. ``like``: verb, headers and query, as for ``requests``."""
         found, expected = self.requests(path, **like), _expected(path, **like)
         check(times or 0, int, "times")
         if len(found) == times or times is None and found:
@@ -2736,8 +2736,8 @@ class Bench:
             raise AssertionError("\n  ".join([first] + [str(each) for each in found[:3]]))
 
     def lint(self) -> "List[Dict[str, Any]]":
-        """What the clients in the journal do against the published rules: dicts of rule, count, seen (the first such
-        request), says (what the rule is) and mark (how sure it is)."""
+        """Return which published rules the clients in the journal break: dicts of rule, count, seen (the first such
+        request), says (the rule in words) and mark ("documented", "observed" or "chosen")."""
         found = {name: list(rule.find(self.journal)) for name, rule in LINT.items()}
         return [{"rule": name, "count": len(those), "seen": str(those[0]), "says": LINT[name].says,
                  "mark": LINT[name].mark} for name, those in found.items() if those]
@@ -2773,8 +2773,8 @@ class Bench:
             return self._said(400, {"error": str(error) or type(error).__name__})
 
     def operate(self, name: str, arguments: "Mapping[str, Any]") -> "Any":
-        """Do an operation by its name; what it returns, as JSON can carry it. ``vm`` among the arguments: on which of
-        several VMs. Raises ValueError."""
+        """Do the operation ``name``; return its result as JSON can carry it. The argument ``vm``, an int, says on which
+        of several VMs. Raises ValueError."""
         import inspect
 
         given = dict(arguments)
@@ -2834,7 +2834,7 @@ def _parsed_body(body: bytes) -> "Dict[str, Any]":
 
 
 def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
-    """Arguments of an operation that are given as text: what is no string is JSON, a list may be names with commas."""
+    """Parse arguments of an operation: JSON where it takes no str; a list may be names with commas between."""
     import inspect
 
     parameters, arguments = inspect.signature(getattr(Bench, name)).parameters, {}  # type: Any, Dict[str, Any]
@@ -2869,7 +2869,7 @@ def duration(text: str) -> float:
 # --- playbooks
 
 # delay: seconds; action: a key of FAULT_STATUSES, FAULT_ANSWERS or FAULT_MANNERS; often: "x", "for", "every", "p" or
-# "always", and how much of it.
+# "always"; amount: the number that belongs to it.
 class _Step(collections.namedtuple("_Step", "delay action often amount")):
     __slots__ = ()
 
@@ -2881,7 +2881,7 @@ VERBS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "C
 
 
 class _Playbook:
-    """Which requests a playbook is about, and its steps."""
+    """Which requests a playbook matches, and the steps that it has left."""
 
     def __init__(self, text: str, seed: int) -> None:
         import random
@@ -2911,7 +2911,7 @@ class _Playbook:
         self._used, self._until = 0, None  # type: int, Optional[float]
 
     def _read(self, text: str, at: int) -> "_Step":
-        """Read one step; ``at``: where it stands."""
+        """Read one step; ``at``: its index in the playbook."""
         words, delay, action = text.split(), 0.0, ""
 
         def fail(wanted: str) -> "NoReturn":
@@ -2950,13 +2950,13 @@ class _Playbook:
         return _Step(delay, action or "ok", often, amount)
 
     def matches(self, verb: str, names: "Tuple[str, ...]") -> bool:
-        """Whether it is about a request."""
+        """Whether a request is one of WHERE."""
         if self._verb and self._verb != verb:
             return False
         return not self._names or names[:1] == ("metadata",) and names[1:1 + len(self._names)] == self._names
 
     def is_over(self, now: float) -> bool:
-        """Whether all its steps were taken."""
+        """Drop steps "for" a time that has passed; return whether none is left."""
         while self._steps and self._steps[0].often == "for" and self._until is not None and now >= self._until:
             self._next()
         return not self._steps
@@ -2966,7 +2966,7 @@ class _Playbook:
         self._used, self._until = 0, None
 
     def step(self, now: float) -> "Optional[_Step]":
-        """The step for one request, or None where this one goes unharmed."""
+        """The step for one request, or None if this one is spared."""
         step = self._steps[0]
         self._used += 1
         if step.often == "x" and self._used >= step.amount:
@@ -2981,7 +2981,7 @@ class _Playbook:
 # --- the journal
 
 class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
-    """What a request should be like; None and what is not named may be anything."""
+    """What a request should be like. None, or a header or parameter that is not named, fits anything."""
 
     __slots__ = ()
 
@@ -2990,7 +2990,7 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
         return " ".join(filter(None, [self.verb, self.path])) + (" (%s)" % ", ".join(more) if more else "")
 
     def differences(self, request: "Request") -> "List[str]":
-        """In what a request is otherwise."""
+        """How a request differs, in words."""
         if self == (None, None, {}, {}):
             return []
         asked, wanted, found = parse_target(request.target), parse_target(self.path or ""), []
@@ -3020,7 +3020,7 @@ def _expected(path: "Any", *, verb: "Any" = None, headers: "Any" = None, query: 
 
 
 def masked(exchange: "Exchange") -> "Exchange":
-    """An exchange without its secrets, tokens and Authorization, and no longer than the journal keeps."""
+    """An exchange without secrets, like tokens and Authorization, cut to the size that the journal keeps."""
     request, response = exchange.request, exchange.response
     if re.search(SECRET_HEADER, " ".join(request.headers)):
         secret = [name for name in request.headers if re.search(SECRET_HEADER, name)]
@@ -3059,7 +3059,7 @@ def _log_time(seconds: int) -> str:
 # --- the judge of clients
 
 def _each(is_wrong: "Callable[[Exchange, Target], Any]") -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
-    """A rule of single requests below /metadata, from one that says whether a request is against it."""
+    """Make a rule that finds each request below /metadata for which ``is_wrong`` is true."""
     def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         for each in journal:
             asked = parse_target(each.request.target)
@@ -3071,7 +3071,7 @@ def _each(is_wrong: "Callable[[Exchange, Target], Any]") -> "Callable[[Iterable[
 def _again(
     is_wrong: "Callable[[Exchange, Exchange], Any]", key: "Callable[[Exchange], Any]",
 ) -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
-    """A rule of two requests, one after another, of the same client with the same ``key`` (None: not meant)."""
+    """Make a rule that compares each request of a client with its last one of the same ``key`` (None: skip it)."""
     def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         last: "Dict[Any, Exchange]" = {}
         for each in journal:
@@ -3100,7 +3100,7 @@ def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 
 
 def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
-    gone: "Dict[str, List[Exchange]]" = {}  # target -> each 410 since it was answered otherwise
+    gone: "Dict[str, List[Exchange]]" = {}  # target -> its 410s since the last other answer
     for each in journal:
         if each.response.status == 410:
             gone.setdefault(each.request.target, []).append(each)
