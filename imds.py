@@ -3300,27 +3300,27 @@ setInterval(look, 1000); look();
 # ==================================================================================================
 # Room 7: http
 #
-# HTTP/1.1 as a pure machine, one for each client: bytes in, [(seconds to wait, bytes to send), ...] and an
-# ending out; knows the bench. The protocol is written as it runs, as a generator that pauses where more bytes
-# are needed, so each byte is looked at once and the pieces in which they come make no difference. Nothing
-# that a client sends can make it keep more than the limits below.
+# HTTP/1.1 without sockets, a Conversation for each client: bytes in, [(seconds to wait, bytes to send), ...]
+# and an ending out; knows the bench. The protocol is a generator that yields None where it needs more bytes,
+# so it does not matter in which pieces they come, and no piece is parsed twice. Nothing that a client sends
+# can make it keep more than the limits below.
 # ==================================================================================================
 
 MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
 MAX_CHUNKS = 1024  # of a body
-MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # to pipelined requests, before others have their turn
-MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer may be given again in its moment; how many
-DRIP_TIME = 0.02  # seconds between two bytes of an answer that is to drip
+MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # answers to pipelined requests, and bytes, before other clients' turn
+MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer a Moment keeps; how many answers it keeps
+DRIP_TIME = 0.02  # seconds between two bytes of the fault "drip"
 HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-# An answer that may be given again: its bytes before and after the x-ms-request-id, and the ending.
+# An answer that a Moment keeps: its bytes before and after the x-ms-request-id, Conversation.ending, and the Exchange.
 Kept = collections.namedtuple("Kept", "before after ending exchange")
 
 
 def parse_head(head: bytes) -> "Request":
-    """Read the head of a request, without the empty line at its end: a Request that has no body yet."""
+    """Parse the head of a request, without the empty line at its end. Raises Rejection."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     words = lines[0].split(" ")
     if not (len(words) == 3 and words[0] and TOKEN.issuperset(words[0]) and re.match(r"[!-~]+\Z", words[1])
@@ -3330,11 +3330,11 @@ def parse_head(head: bytes) -> "Request":
     return Request(words[0], words[1], parse_headers(lines[1:]), b"", words[2])
 
 
-_parse_again = functools.lru_cache(maxsize=64)(parse_head)  # a client says the same each time
+_parse_again = functools.lru_cache(maxsize=64)(parse_head)  # clients repeat themselves
 
 
 def parse_headers(lines: "Iterable[str]") -> "Dict[str, str]":
-    """Read header lines; a repeated header's values are joined by commas."""
+    """Parse header lines; a repeated header's values are joined by commas. Raises Rejection."""
     headers: "Dict[str, str]" = {}
     for line in lines:
         name, colon, value = line.partition(":")
@@ -3346,7 +3346,6 @@ def parse_headers(lines: "Iterable[str]") -> "Dict[str, str]":
 
 
 def format_response(response: "Response", with_body: bool, connection: str) -> bytes:
-    """A response as bytes."""
     lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
     lines += map(": ".join, response.headers)
     if connection:
@@ -3358,9 +3357,9 @@ def format_response(response: "Response", with_body: bool, connection: str) -> b
 class Conversation:
     """HTTP with one client.
 
-    ``ending``: "" while it goes on; once all is sent, the connection is to "close", to be "reset", or to "hang" until
-    the client ends it. ``lingers``: it closes while the client may still be sending. ``in_request``: a request has
-    begun and is not complete. ``pending``: more could be answered at once; ``receive()`` goes on.
+    ``ending``: "" while it goes on, or what the connection does once all is sent: "close", "reset", or "hang" until the
+    client closes it. ``lingers``: it closes while the client may still be sending. ``in_request``: a request has begun
+    and is not complete. ``pending``: more requests may be complete, and ``receive()`` with no data answers them.
     """
 
     def __init__(self, bench: "Bench", peer: str = "127.0.0.1") -> None:
@@ -3370,7 +3369,7 @@ class Conversation:
         self._exchange: "Optional[Exchange]" = None  # the last one
 
     def receive(self, data: bytes = b"") -> "List[Tuple[float, bytes]]":
-        """Take what the client sent; return what goes back."""
+        """Take what the client sent; return what to send, as [(seconds to wait, bytes), ...]."""
         fresh = not self.in_request and not self._unread
         if fresh:
             moment = self._bench.moment()
@@ -3400,14 +3399,14 @@ class Conversation:
         return sent
 
     def hold(self, data: bytes) -> None:
-        """Take what the client sent, but let it wait until ``receive()``."""
+        """Keep what the client sent until the next ``receive()``."""
         self._unread += data
         self.pending = True
         if len(self._unread) > MAX_HEADERS:
             raise ConnectionAbortedError("a client that is made to wait sends on and on")
 
     def _keep(self, moment: "Moment", data: bytes, reply: bytes) -> None:
-        """Keep an answer for as long as the moment lasts, if it may be given again."""
+        """Keep an answer in its Moment, if it may be given again."""
         exchange = self._exchange
         if exchange is None or exchange.fault or not exchange.response.repeats or len(moment.answers) >= MAX_ANSWERS:
             return
@@ -3416,13 +3415,13 @@ class Conversation:
         moment.answers[data] = Kept(before, after, self.ending, masked(exchange))
 
     def time_out(self) -> "List[Tuple[float, bytes]]":
-        """End a request that takes too long; return what goes back."""
+        """Refuse a request that takes too long; return what to send."""
         return self._refuse("slow")
 
     def _run(self) -> "Iterator[Optional[List[Tuple[float, bytes]]]]":
-        """Yield what goes back for each request in turn; None where more bytes are needed."""
+        """Yield what to send for each request in turn; None where more bytes are needed."""
         while True:
-            while self._unread and self._unread[0] in b"\r\n":  # some clients end a body with a line end of their own
+            while self._unread and self._unread[0] in b"\r\n":  # some clients send a line end after a body
                 del self._unread[:1]
             self.in_request = bool(self._unread)
             if not self._unread:
@@ -3439,7 +3438,7 @@ class Conversation:
 
     def _read_head(self) -> "Any":
         self._line = ""
-        if chr(self._unread[0]) not in TOKEN:  # as of TLS, which waits for an answer before it sends more
+        if chr(self._unread[0]) not in TOKEN:  # as in a TLS handshake, which sends no more until it is answered
             raise Rejection("malformed")
         seen, line_end, head_end = 0, 0, re.compile(HEAD_END)
         while True:
@@ -3448,7 +3447,7 @@ class Conversation:
                 if (line_end - 1 if line_end else len(self._unread)) > MAX_LINE + 1:
                     raise Rejection("line-size")
             found = head_end.search(self._unread, max(0, seen - 3))
-            # Without its end, of up to four bytes, a head is over the limit where it would be with it.
+            # The limit is without the end of the head: up to four bytes, which may not be complete yet.
             if line_end and (found.start() if found else len(self._unread) - 4) - line_end > MAX_HEADERS:
                 raise Rejection("headers-size")
             if found:
@@ -3532,7 +3531,7 @@ class Conversation:
         return self._spoiled(exchange, data) if exchange.fault else [(0, data)]
 
     def _spoiled(self, exchange: "Exchange", data: bytes) -> "List[Tuple[float, bytes]]":
-        """An answer as the step of a playbook sends it."""
+        """The pieces in which a fault sends an answer, and the seconds to wait before each."""
         manner = exchange.fault.split()[-1]
         if manner == "cut":
             body_size = 0 if exchange.request.verb == "HEAD" else len(exchange.response.body)
@@ -3557,9 +3556,9 @@ class Conversation:
 # ==================================================================================================
 # Room 8: emulator
 #
-# What puts the service on a port, by way of http.server; knows http. One thread serves every connection:
-# it waits until sockets are ready or a timer is due, and never for one client. Bytes go in and out of a
-# Conversation; what it wants sent later is a timer. Whatever raises in one conversation ends that one only.
+# The service on a port, by way of http.server; knows http. One thread serves every connection: it waits
+# until any socket is ready or any timer is due, and never for a single client. Bytes go in and out of a
+# Conversation; a timer sends what it wants sent later. An exception ends one connection, and no other.
 # ==================================================================================================
 
 REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request, between two, to read a refusal
@@ -3568,14 +3567,15 @@ MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512
 
 
 class _Connection:
-    """A client's socket, what is said over it, what is still to be sent, and since when it is as it is."""
+    """A client's socket and Conversation. ``unsent``: bytes to send now; ``since``: its time-out runs from then;
+    ``blocked``: it waits to send; ``lingering``: all is sent, and the client has yet to close."""
 
     __slots__ = ("socket", "conversation", "unsent", "later", "since", "blocked", "lingering")
 
     def __init__(self, client: "Any", conversation: "Conversation", now: float) -> None:
         self.socket, self.conversation, self.since = client, conversation, now
         self.unsent = b""
-        self.later: "Any" = collections.deque()  # (seconds after what stands before it, bytes)
+        self.later: "Any" = collections.deque()  # (seconds after the piece before it, bytes)
         self.blocked = self.lingering = False
 
     def is_busy(self) -> bool:
@@ -3583,7 +3583,7 @@ class _Connection:
         return bool(self.unsent or self.later) or conversation.in_request or conversation.ending == "hang"
 
     def time_left(self, now: float) -> float:
-        if self.later or self.conversation.ending == "hang":  # on purpose
+        if self.later or self.conversation.ending == "hang":  # a fault holds it open: no time-out
             return 1
         limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.is_busy() else IDLE_TIME
         return self.since + limit - now
@@ -3591,7 +3591,7 @@ class _Connection:
 
 @functools.lru_cache(maxsize=None)
 def _server_class() -> "Any":
-    """The class of the server, made on first use: its base is not imported by a client."""
+    """The class of the server, made on first use: a client need not import http.server."""
     import errno
     import heapq
     import http.server
@@ -3612,12 +3612,12 @@ def _server_class() -> "Any":
             socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for a name
 
         def __init__(self, address: "Tuple[str, int]", bench: "Bench", lock: "Any") -> None:
-            # The base closes all of it again where it can't listen, so all of it must be there before.
+            # If it can't listen, the base calls server_close(), which needs all of this.
             self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
             self.bench, self.lock, self.stopping, self.accepting = bench, lock, False, False
             self.connections: "set[_Connection]" = set()
-            self.now = time.monotonic()  # of this turn of the loop
-            self.pending: "List[_Connection]" = []  # with requests that can be answered at once
+            self.now = time.monotonic()  # when this turn of the loop began
+            self.pending: "List[_Connection]" = []  # those with ``conversation.pending``
             self.timers: "List[Tuple[float, int, _Connection]]" = []
             self.waker, self.woken = socket.socketpair()
             self.selector = selectors.DefaultSelector()
@@ -3641,7 +3641,7 @@ def _server_class() -> "Any":
                         if key.data is not None:
                             guard(key.data, serve)
                         elif key.fileobj is self.socket:
-                            self.accept()  # the third that may be ready is woken, by shutdown
+                            self.accept()  # else it is ``woken``: shutdown() was called
                     self.bench.service.new_turn()
                     if self.pending or self.timers:
                         self.go_on()
@@ -3667,7 +3667,7 @@ def _server_class() -> "Any":
             self.stopping = True
             try:
                 self.waker.send(b"\0")
-            except OSError:  # it has ended by itself
+            except OSError:  # serve_forever() has ended already
                 pass
 
         def server_close(self) -> None:
@@ -3691,11 +3691,11 @@ def _server_class() -> "Any":
                     connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
                     self.selector.register(client, READ, connection)
                     self.connections.add(connection)
-                except (OSError, ValueError):  # gone already, which macOS says here
+                except (OSError, ValueError):  # the client is gone already (on macOS)
                     client.close()
 
         def make_room(self) -> bool:
-            """Drop the longest idle connection; where there is none, let the newcomers wait."""
+            """Drop the connection that is idle for longest; if none is, stop accepting for now."""
             second_ago = time.monotonic() - 1
             idle = [each for each in self.connections if not each.is_busy() and each.since < second_ago]
             if idle:
@@ -3711,10 +3711,10 @@ def _server_class() -> "Any":
                 self.accepting = True
 
         def serve(self, connection: "_Connection") -> None:
-            """Do what a connection is ready for: sending the rest of an answer, or else reading."""
+            """Send the rest of an answer, or else read."""
             if connection.unsent:
                 self.send(connection)
-            elif connection.later or not connection.conversation.pending:  # else its turn comes
+            elif connection.later or not connection.conversation.pending:  # else go_on() comes first
                 try:
                     data = connection.socket.recv(READ_SIZE)
                 except (BlockingIOError, InterruptedError):
@@ -3725,21 +3725,21 @@ def _server_class() -> "Any":
                     self.converse(connection, data)
 
         def guard(self, connection: "_Connection", do: "Callable[[_Connection], None]") -> None:
-            """Do something for a connection, if it is still there; what it raises ends that one and no other."""
+            """Call ``do`` for a connection, if it is still there; an exception drops that one and no other."""
             if connection not in self.connections:
                 return
             try:
                 do(connection)
             except OSError:  # reset, or gone
                 self.drop(connection)
-            except Exception as error:  # a fault of ours
+            except Exception as error:  # a bug
                 self.drop(connection)
                 with self.lock:
                     self.bench.report(error)
 
         def converse(self, connection: "_Connection", data: bytes = b"") -> None:
             conversation = connection.conversation
-            if connection.later:  # it is made to wait, and so is what it says meanwhile
+            if connection.later:  # an answer is held back, so the next request has to wait
                 conversation.hold(data)
                 return
             began = not conversation.in_request
@@ -3772,7 +3772,7 @@ def _server_class() -> "Any":
                 if connection.unsent:
                     connection.since = self.now if sent else connection.since
                     break
-            if bool(connection.unsent) != connection.blocked:  # what does not read is not read
+            if bool(connection.unsent) != connection.blocked:  # read no more from a client that does not read
                 connection.blocked = not connection.blocked
                 self.selector.modify(connection.socket, WRITE if connection.blocked else READ, connection)
             if not connection.unsent and not later:
@@ -3788,7 +3788,7 @@ def _server_class() -> "Any":
             if conversation.ending == "reset" or conversation.ending == "close" and not conversation.lingers:
                 self.drop(connection)
                 return
-            if conversation.ending == "close":  # closed at once, unread data would reset it before the answer is read
+            if conversation.ending == "close":  # to close it with unread data would reset it, and lose the answer
                 connection.socket.shutdown(socket.SHUT_WR)
             connection.lingering, connection.since = True, self.now
 
@@ -3811,30 +3811,30 @@ def _server_class() -> "Any":
 
 
 class Clock:
-    """The time of an emulator, in seconds since 1970: ``clock()``. It follows ``source``, ``scale`` times
-    as fast, until it is told otherwise. Raises ValueError for a time outside the years 1970 to 2999."""
+    """The time of an emulator: ``clock()`` returns seconds since 1970. It follows ``source``, ``scale`` times as
+    fast, until a method changes that. Raises ValueError for a time outside the years 1970 to 2999."""
 
     def __init__(self, source: "Callable[[], float]" = time.time, *, scale: float = 1) -> None:
         import threading
 
         now = source()
         self._source, self._normal, self._lock = source, scale, threading.Lock()
-        self._run: "Tuple[float, float, float]"  # the source's time, this clock's then, and how fast it has run since
+        self._run: "Tuple[float, float, float]"  # a time of the source, this clock's then, and its scale since
         self._set(now, now, scale)
 
     def __call__(self) -> float:
-        """The time now."""
+        """The time now, in seconds since 1970."""
         seen, then, scale = self._run
         return then + (self._source() - seen) * scale
 
     def advance(self, seconds: float) -> None:
-        """Go forward by so many seconds, at once."""
+        """Go forward by ``seconds``, at once."""
         with self._lock:
             seen, then, scale = self._run
             self._set(seen, then + seconds, scale)
 
     def freeze(self) -> None:
-        """Stand still; only ``advance`` goes on."""
+        """Stand still; only ``advance`` still moves it."""
         self.resume(0)
 
     def resume(self, scale: "Optional[float]" = None) -> None:
@@ -3843,7 +3843,7 @@ class Clock:
             self._set(self._source(), self(), self._normal if scale is None else scale)
 
     def reset(self) -> None:
-        """Show what the source shows, and follow it as at first."""
+        """Show the time of the source again, and follow it as at first."""
         with self._lock:
             now = self._source()
             self._run = now, now, self._normal
@@ -3883,28 +3883,28 @@ class Emulator:
     instance         dict in the shape of ``/metadata/instance``, or a whole VM as ``imds snapshot`` writes
                      it; what it lacks is empty. None: ``profile``
     host, port       where it listens; port 0 is a free one
-    rate_limit       requests a second, refilled all the time, and 20 to the identity service; 0 is off.
-                     None: off, but 5 ``as_of`` 2018
+    rate_limit       requests a second; with one, the identity service takes 20. 0: none. None: none, but 5
+                     with ``as_of``
     cloud            the value of azEnvironment: a key of CLOUDS. None: the document's
-    versions         the api-versions that it serves. None: the documented ones, and silently a few that shipped
-                     clients use
+    versions         the api-versions that it serves. None: the documented ones, and a few that it does not list
+                     but shipped clients use
     as_of            "2018" is the service of the 2018 document: its versions by cloud, its errors
     profile          the built-in VM: "linux" (the default), "windows" or "scaleset"
     clock            a function that returns the time in seconds since 1970, or a Clock
     log              called with a line per request, str
     identities       the managed identities: see ``identities`` below. None: the document's, or "system"
-    load_balancer    True: it has one, unless the document says which; or such a document
-    attested_flaw    a key of FLAWS: its attested documents are to be refused
+    load_balancer    True: a sample; or its document. What ``instance`` says of it comes first
+    attested_flaw    a key of FLAWS: what is wrong with its attested documents
     attested_issuer  URL at which a verifier finds the issuer of their certificate. None: this emulator
-    allow_hosts      names that a Host header may say besides "localhost", ``host`` and addresses, so that no web page
-                     reads or changes anything; bound elsewhere than to loopback, any name reads /metadata
+    allow_hosts      names that a Host header may have besides "localhost", ``host`` and addresses; others are
+                     refused, as a web page may have sent them. If ``host`` is not loopback, any may read /metadata
     faults           playbooks and situations: see ``fail``
     control          True: the operations are at /imds/, for any language
-    among            of a ScaleSet: its number, and what it shares with the others
+    among            for ScaleSet only
 
-    ``vm.clock`` is the one clock of all of it: ``vm.clock.advance(900)``, ``vm.clock.freeze()``.
-    ``start`` and ``stop`` do without ``with``. All of it may be used from any thread. Raises
-    ValueError for a value that can't be served and, on start, OSError where it can't listen.
+    Everything in it follows ``vm.clock``, a Clock: ``vm.clock.advance(900)``, ``vm.clock.freeze()``.
+    ``start`` and ``stop`` are for use without ``with``. All of it may be used from any thread. Raises
+    ValueError for a value that can't be served and, on start, OSError if it can't listen.
     """
 
     def __init__(
@@ -3933,7 +3933,7 @@ class Emulator:
         self._lock, self._starting = lock, threading.Lock()
         self._server: "Any" = None
         self._thread: "Optional[threading.Thread]" = None
-        self._ending: "Optional[threading.Thread]" = None  # the last one that was told to
+        self._ending: "Optional[threading.Thread]" = None  # the last one that was stopped
 
     def start(self) -> "Emulator":
         """Listen, and answer from a thread of its own."""
@@ -3941,7 +3941,7 @@ class Emulator:
 
         ending = self._ending
         if ending and ending is not threading.current_thread():
-            ending.join()  # it may have the port still
+            ending.join()  # it may still have the port
         with self._starting:
             if self._server:
                 raise RuntimeError("the emulator at %s is already started" % self.url)
@@ -3961,7 +3961,7 @@ class Emulator:
         return self
 
     def wait(self, seconds: "Optional[float]" = None) -> bool:
-        """Return when it has been stopped, or after ``seconds``, and whether it still runs; a signal interrupts."""
+        """Wait until it is stopped, or for ``seconds``; return whether it still runs. Signals are handled meanwhile."""
         until = time.monotonic() + (1e9 if seconds is None else seconds)
         thread = self._thread
         while thread and thread.is_alive() and time.monotonic() < until:
@@ -3977,7 +3977,7 @@ class Emulator:
             self._ending = thread or self._ending
         if server and thread:
             server.shutdown()
-            if thread is threading.current_thread():  # called by its own log: it ends after this turn,
+            if thread is threading.current_thread():  # called by ``log``: it ends after this turn of its loop,
                 server.socket.close()  # but its port is free at once
             else:
                 thread.join()
@@ -4003,7 +4003,7 @@ class Emulator:
 
     @property
     def environ(self) -> "Dict[str, str]":
-        """The variables that point this client and the SDKs at it, past any proxy: for ``os.environ`` or a process."""
+        """The environment variables that lead this client and the SDKs to it, past any proxy: a dict of str."""
         host, names = self.url.rpartition(":")[0][len("http://"):].strip("[]"), {}
         for name in ("NO_PROXY", "no_proxy"):
             others = [each for each in os.environ.get(name, "").split(",") if each and each != host]
@@ -4022,7 +4022,7 @@ class Emulator:
         return str(self._bench.service.instance["compute"]["name"])
 
     def become_first_of(self, vms: "Sequence[Emulator]") -> None:
-        """Let the operations at /imds/ take ``vm``, the number of one of these."""
+        """Let the operations at /imds/ take ``vm``, an index into ``vms``."""
         self._bench.siblings = [vm._bench for vm in vms]
 
     @property
@@ -4042,7 +4042,7 @@ class Emulator:
     assert_requested, assert_not_requested = _locked(Bench.assert_requested), _locked(Bench.assert_not_requested)
 
     def wait_for(self, path: str, *, times: int = 1, timeout: float = 10, **like: "Any") -> "List[Exchange]":
-        """Return the requests like this as soon as there are so many; after ``timeout`` seconds raise AssertionError,
+        """Wait until there are ``times`` such requests, and return them; after ``timeout`` seconds raise AssertionError
         as ``assert_requested`` does. ``like``: verb, headers and query, as for ``requests``."""
         import threading
 
@@ -4062,8 +4062,8 @@ class Emulator:
 
 
 class ScaleSet:
-    """The VMs of one scale set, each an Emulator at a port of its own, with one clock and one list of scheduled
-    events: an approval by one starts an event for all.
+    """The VMs of one scale set, each an Emulator at its own port. They share one clock and one list of scheduled
+    events: if one approves an event, it starts for all.
 
     >>> with ScaleSet(3) as vms:
     ...     event_id = vms.schedule("Reboot", resources=[vms[1].name])
@@ -4074,7 +4074,7 @@ class ScaleSet:
              numbers them
     port     of the first; the others follow it. 0: free ones
 
-    All else is as for Emulator, and the same for each. ``control`` is that of the first; its operations take ``vm``.
+    All else is as for Emulator, and the same for each, but only the first has ``control``; its operations take ``vm``.
     """
 
     def __init__(
@@ -4093,7 +4093,7 @@ class ScaleSet:
         self._vms[0].become_first_of(self._vms)
 
     def start(self) -> "ScaleSet":
-        """Start all; where one can't, none is."""
+        """Start all; if one can't, stop those that did and raise its OSError."""
         try:
             for vm in self._vms:
                 vm.start()
@@ -4108,7 +4108,7 @@ class ScaleSet:
             vm.stop()
 
     def wait(self, seconds: "Optional[float]" = None) -> bool:
-        """As that of the first VM."""
+        """As Emulator.wait of the first VM."""
         return self._vms[0].wait(seconds)
 
     __enter__ = start
@@ -4133,7 +4133,7 @@ class ScaleSet:
 
     @property
     def environ(self) -> "Dict[str, str]":
-        """As that of the first VM; AZURE_IMDS_ENDPOINTS has the URLs of all, with blanks between them."""
+        """As Emulator.environ of the first VM; AZURE_IMDS_ENDPOINTS has the URLs of all, with blanks between."""
         return dict(self._vms[0].environ, AZURE_IMDS_ENDPOINTS=" ".join(vm.url for vm in self._vms))
 
 
