@@ -4140,35 +4140,35 @@ class ScaleSet:
 # ==================================================================================================
 # Room 9: client
 #
-# urllib to a service; knows the contract, the core and documents, and what a token or a proof looks like. Never
-# through a proxy, never behind a redirect. Every socket operation of a call ends at the call's deadline, whatever
-# the other side sends; an answer is checked before it is believed, and asked for again by the rows of PATIENCE and
-# RETRIED. Nothing of what the identity service says is ever quoted: a token may be in it.
+# urllib to a service; knows the contract, the core, checks of documents, parse_target and how to read what is
+# signed. It uses no proxy and follows no redirect. Every socket operation of a call ends at the call's deadline,
+# whatever the other side sends. An answer is checked before it is believed; PATIENCE and RETRIED say when to ask
+# again. Errors quote the identity service only in words of the contract, for a token may be in all else.
 # ==================================================================================================
 
 TOKEN_VERSION = "2018-02-01"
 MAX_REPLY, MAX_EVENTS = 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
-NOBODY = 2  # seconds after which it is said that nobody answers, where no deadline was given
-RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is good still
-IDENTITY_REFUSALS = frozenset(  # bodies with nothing of the request in them, which may be shown
+NOBODY = 2  # seconds to try where nobody listens, unless a deadline is given
+RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is still valid
+IDENTITY_REFUSALS = frozenset(  # bodies that may be shown: no part of a request or a token is in them
     body for body in [refusal.body for refusal in REFUSALS.values()] + list(DIALECTS["identity"].values())
     if body.startswith("{") and "$" not in body)
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
 class Reply(collections.namedtuple("Reply", "status headers data url")):
-    """What the service answered. ``headers``: a mapping that takes names in any case; ``data``: bytes of the body."""
+    """An answer. status: int; headers: a mapping that takes names in any case; data: bytes of the body; url: str."""
 
     __slots__ = ()
 
     @property
     def content_type(self) -> str:
-        """Its type, without the charset."""
+        """The Content-Type, without its charset."""
         return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
     @property
     def retry_after(self) -> int:
-        """Seconds to wait, or 0."""
+        """Retry-After in seconds, or 0."""
         said = self.headers.get("retry-after", "").strip()
         try:
             if said.isdecimal():
@@ -4179,18 +4179,18 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
 
     @property
     def body(self) -> "Optional[str]":
-        """The body as text, where it may be shown: of the identity service only what the contract says of it."""
+        """The body as text; None if it is of the identity service and not in IDENTITY_REFUSALS."""
         text = str(self.data.decode("utf-8", "replace"))
-        is_of_identity = "identity" in urllib.parse.unquote(self.url).lower()  # however it is spelled
+        is_of_identity = "identity" in urllib.parse.unquote(self.url).lower()  # as a service might read it
         return None if is_of_identity and text not in IDENTITY_REFUSALS else text
 
-    def __repr__(self) -> str:  # as in a traceback with the values of variables
+    def __repr__(self) -> str:  # some tracebacks show the values of variables, and ``data`` may hold a token
         return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
 
 
 def attested_content(document: "Mapping[str, str]") -> "Dict[str, Any]":
-    """The content of an attested document, {"nonce": str, "timeStamp": {...}, "vmId": str, ...}. Its signature
-    is not looked at. Raises ValueError."""
+    """Return the content of an attested document, {"nonce": str, "timeStamp": {...}, "vmId": str, ...}. Its signature
+    is NOT checked. Raises ValueError."""
     import base64
 
     try:
@@ -4201,7 +4201,7 @@ def attested_content(document: "Mapping[str, str]") -> "Dict[str, Any]":
 
 
 def _endpoint(endpoint: "Optional[str]") -> "Tuple[str, str]":
-    """The base URL to ask, and what led there, for messages."""
+    """The base URL to ask, and the variable that it is from, or "", for messages."""
     if endpoint is not None:
         return endpoint.rstrip("/"), ""
     if "AZURE_IMDS_ENDPOINT" in os.environ:
@@ -4210,7 +4210,7 @@ def _endpoint(endpoint: "Optional[str]") -> "Tuple[str, str]":
 
 
 def say(line: str) -> None:
-    """Write a line to standard error, if there is somebody to read it."""
+    """Write a line to standard error, if that is possible."""
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
@@ -4224,13 +4224,13 @@ class Client:
     endpoint     base URL. None: $AZURE_IMDS_ENDPOINT, or http://169.254.169.254
     api_version  None: the newest that this file knows, or else the newest that the service offers
     timeout      seconds to connect, and then for each piece of the answer. None: see PATIENCE
-    deadline     seconds in all: names, connections, every request and pause. None: see PATIENCE
+    deadline     seconds for a whole call: names, connections, all tries and pauses. None: see PATIENCE
     clock, timer, sleep
-                 stand in for those of ``time`` in tests: seconds since 1970; seconds that only go forward; a pause
+                 time.time, time.monotonic and time.sleep, or what replaces them in tests
 
-    Each method is a function of the module, too, which takes the first four of these by name. What a method asks
-    raises NotFound (a KeyError), Refused, Unreachable (an OSError), Unavailable or NotIMDS, all of them Error; a value
-    that can't be used raises ValueError.
+    ``imds.get``, ``imds.token`` and the other functions of the module are methods of it that take the first four of
+    these, too, by name. Requests raise NotFound (a KeyError), Refused, Unreachable (an OSError), Unavailable or
+    NotIMDS, each an Error; a value that can't be used raises ValueError.
     """
 
     def __init__(
@@ -4249,19 +4249,19 @@ class Client:
                 raise ValueError("%s must be more than 0 seconds, not %r" % (name, seconds))
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
         self._clock, self._timer, self._sleep = clock, timer, sleep
-        self._negotiated: "Dict[str, str]" = {}  # by endpoint
+        self._negotiated: "Dict[str, str]" = {}  # endpoint -> the api-version that it took
         self._listed_events = False
-        self.begun: "Optional[float]" = None  # when the first call did, if one deadline is to hold for several
-        self.ahead = 0.0  # seconds by which the clock that NotBefore goes by is ahead of ours
+        self.begun: "Optional[float]" = None  # ``timer`` when a deadline began that several calls share
+        self.ahead = 0.0  # seconds by which the service's clock, and so NotBefore, is ahead of ours
         self._tokens: "Dict[str, Any]" = {}
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
         """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
 
         path    "compute/vmId", "instance/compute/vmId", "/metadata/instance/compute/vmId", or such a URL; "" is the
-                whole document. With a query it goes to the service as it is, but for an api-version where it lacks
-                one, and comes back as JSON parsed or as text
-        format  "text": what the service prints with format=text, as str. None, "json": as it is
+                whole document. A path with a query is sent as it is, with an api-version if it lacks one; the answer
+                is returned as parsed JSON, or as str if it is text
+        format  "text": return what the service prints with format=text, a str. None or "json": the node itself
         """
         return self.get_all([path], format=format)[0]
 
@@ -4306,7 +4306,7 @@ class Client:
         return document
 
     def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error]]":
-        """The list of events that can be read, and what to say of one that can't."""
+        """The list of scheduled events, without those that can't be read, and an Error about the first of these."""
         reply = self._ask_events(call)
         document, events, odd = _content(reply), [], None  # type: Any, List[Dict[str, Any]], Optional[Error]
         try:
@@ -4316,7 +4316,7 @@ class Client:
             raise _not_imds(reply, "JSON of another shape") from None
         try:
             self.ahead = (parse_time(reply.headers.get("date", "")) or self._clock()) - self._clock()
-        except ValueError:  # an odd Date says nothing of the time
+        except ValueError:  # a Date that can't be read
             pass
         if len(listed) > MAX_EVENTS:
             raise _not_imds(reply, "more than %d events" % MAX_EVENTS)
@@ -4336,13 +4336,13 @@ class Client:
         return dict(document, Events=events), odd
 
     def approve(self, *event_ids: str) -> None:
-        """Let scheduled events start now, for all the VMs that they name. Raises Refused for an unknown EventId."""
+        """Approve events: they start now, for all their Resources. Raises Refused for an unknown EventId."""
         call = self._call()
         body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
         try:
             reply = self._ask_events(call, body)
         except Refused as refusal:
-            if call.interrupted:  # an earlier try may have been taken, and only its answer lost
+            if call.interrupted:  # an earlier try may have been accepted, and only its answer lost
                 waiting = [event["EventId"].upper() for event in self._events(call)[0]["Events"]
                            if event["EventStatus"] == "Scheduled"]
                 if not set(waiting).intersection(each.upper() for each in event_ids):
@@ -4365,15 +4365,15 @@ class Client:
         except NotFound:
             if newest == EVENTS_GA:
                 raise
-        reply = self._ask(target + EVENTS_GA + rest, call, body)  # a service of before the other
+        reply = self._ask(target + EVENTS_GA + rest, call, body)  # an older service
         self._negotiated["scheduledevents"] = EVENTS_GA
         return reply
 
     def watch_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
-        """Yield what ``scheduled_events`` returns, now and then whenever it has changed: once for each
-        DocumentIncarnation. Asks every ``interval`` seconds, and never more than 5 times a second. What passes (a
-        refused connection, a time-out, an answer or an event that makes no sense) is said once on standard error; it
-        ends with the Error when the service has failed for longer than the deadline."""
+        """Yield what ``scheduled_events`` returns: at once, and again whenever its DocumentIncarnation or Events have
+        changed. Pauses ``interval`` seconds between requests, at least 0.2. A failure (no connection, no answer in
+        time, an answer or an event that can't be read) is reported on standard error, each kind once, and raised as
+        an Error only when the service has failed for longer than the deadline."""
         seen: "Any" = None
         for document in self.poll_events(interval=interval):
             if (document["DocumentIncarnation"], document["Events"]) != seen:
@@ -4381,16 +4381,16 @@ class Client:
                 yield document
 
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
-        """Yield the list of scheduled events every ``interval`` seconds; as ``watch_events``, but whether it has
-        changed or not. While the service fails, the list is the last one there was."""
-        failing: "Optional[float]" = None  # since when
+        """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
+        last list again."""
+        failing: "Optional[float]" = None  # ``timer`` when it began to fail
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
             begun = self._timer()
             try:
                 document, odd = self._events(self._call())
-                if odd and last:  # an event that can't be read is not gone
+                if odd and last:  # an event that can't be read now is not gone
                     listed = {event["EventId"] for event in document["Events"]}
                     document["Events"] += [event for event in last["Events"] if event["EventId"] not in listed]
                 last, failing = document, None
@@ -4409,17 +4409,17 @@ class Client:
             self._sleep(max(interval, 1 / RATE_LIMIT))
 
     def token(self, resource: str, **selector: "Optional[str]") -> str:
-        """Return an access token of a managed identity of this VM for ``resource``, "https://vault.azure.net".
+        """Return an access token of a managed identity of this VM for ``resource``, like "https://vault.azure.net".
 
-        client_id, object_id or msi_res_id (also called mi_res_id) says which identity; none of them: the
+        client_id, object_id or msi_res_id (also called mi_res_id), a str, says which identity; without one it is the
         system-assigned one, or else the only user-assigned one. A Client keeps a token until five minutes before it
-        expires. An Error never quotes what came back.
+        expires. No Error quotes a token.
         """
         return str(self.token_answer(resource, **selector)["access_token"])
 
     def token_answer(self, resource: str, **selector: "Optional[str]") -> "Dict[str, str]":
-        """Return the whole answer: access_token, client_id, expires_in, expires_on, ..., all str. It is kept
-        until five minutes before it expires, and until it does where it can't be renewed."""
+        """As ``token``, but return the whole answer: access_token, client_id, expires_in, expires_on, ..., all str. If
+        it can't be renewed five minutes before it expires, it is kept until it does."""
         unknown = set(selector).difference(SELECTORS)
         if unknown:
             raise TypeError("a token takes %s, not %s" % (", ".join(SELECTORS), ", ".join(sorted(unknown))))
@@ -4437,7 +4437,7 @@ class Client:
                 raise
             kept.tried = self._timer()
             return dict(kept.answer)
-        if len(self._tokens) >= 1000:  # resources can be made up without end
+        if len(self._tokens) >= 1000:  # a program may name any number of resources
             self._tokens.clear()
         self._tokens[target] = renewed
         return dict(renewed.answer)
@@ -4455,9 +4455,9 @@ class Client:
     def attested(self, nonce: str = "") -> "Dict[str, str]":
         """Return the attested document, {"encoding": "pkcs7", "signature": base64}; ``attested_content`` reads it.
 
-        Checked are the nonce, that vmId is this VM's, and that it is valid now; Refused is raised where one
-        is not right. NOT checked are the signature and the chain of certificates: the standard library
-        can't. Whoever the document is meant for must check them, with openssl for example.
+        It checks the nonce, if one is given, that vmId is this VM's and that the document is valid now, or else raises
+        Refused. It does NOT check the signature and the certificates, for the standard library can't: whoever gets
+        the document must do so, with openssl for example.
         """
         import calendar
 
@@ -4485,8 +4485,8 @@ class Client:
         return dict(document)
 
     def snapshot(self) -> "Dict[str, Any]":
-        """Return the whole VM: its instance document, and of scheduledevents, identity (the tenant; never a
-        token), loadbalancer and attested what the service has."""
+        """Return the whole VM: {"instance": {...}}, and scheduledevents, identity (the tenant; never a token),
+        loadbalancer and attested as far as the service has them."""
         call = self._call()
         vm = {"instance": self._instance(call)}
         for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
@@ -4505,7 +4505,7 @@ class Client:
     def ask_once(
         self, verb: str, target: str, headers: "Mapping[str, str]",
     ) -> "Tuple[int, Mapping[str, str], bytes]":
-        """Status, headers (names in any case) and body of one answer, whatever it is. Raises Unreachable, NotIMDS."""
+        """Status, headers (names in any case) and body of one answer, of any status. Raises Unreachable, NotIMDS."""
         url, row = self.endpoint + target, self._patience(target)
         try:
             reply = _transport()(url, None, _Limit(row, self._timer() + row.total, self._timer), verb, headers)
@@ -4514,7 +4514,7 @@ class Client:
         return reply.status, reply.headers, reply.data
 
     def control(self, verb: str, target: str, arguments: "Any" = None) -> "Any":
-        """What /imds/ of an emulator answers. Raises Refused with its words."""
+        """What /imds/ of an emulator answers. Raises Refused, with its answer as ``body``."""
         body = format_json(arguments or {}).encode() if verb == "POST" else None
         return _content(self._ask(target, self._call(), body))
 
@@ -4527,7 +4527,7 @@ class Client:
         return document
 
     def _whole(self, target: str, call: "_Call") -> "Reply":
-        """The answer to a target as it is, but that a version is put in where one is needed and none was given."""
+        """The answer to a target, to which an api-version is added if it needs one and has none."""
         path, _, query = target.partition("?")
         endpoint = parse_target(path).endpoint
         if endpoint is None or ENDPOINTS[endpoint].since is None or "api-version=" in query:
@@ -4537,7 +4537,7 @@ class Client:
         return self._ask_newest(path, query, call)
 
     def _ask_newest(self, path: str, query: str, call: "_Call") -> "Reply":
-        """Ask at the newest api-version that both sides know, unless one was chosen."""
+        """Ask at ``self.api_version``, or else at the newest that both sides know."""
         endpoint = str(parse_target(path).endpoint)
         version, tried = self.api_version or self._negotiated.get(endpoint, NEWEST), []  # type: str, List[str]
         while True:
@@ -4553,7 +4553,7 @@ class Client:
                 version = offered[0]
 
     def _target(self, path: str) -> str:
-        """The target of a request for ``path``, in whatever form it was written."""
+        """The target of a request for ``path``, in any of the forms that ``get`` takes."""
         if re.match(r"\w+://", check(path, str, "path")):
             origin, slash, rest = path.partition("://")[2].partition("/")
             if "http://" + origin not in (DEFAULT_ENDPOINT, self.endpoint):
@@ -4572,7 +4572,7 @@ class Client:
         return _Call(self._timer() if self.begun is None else self.begun)
 
     def _patience(self, target: str) -> "Patience":
-        """The row of PATIENCE for a target, with what was chosen for this client."""
+        """The row of PATIENCE for a target, with the timeout and deadline of this client."""
         endpoint = parse_target(target).endpoint or ""
         again = " again" if endpoint == "scheduledevents" and self._listed_events else ""
         row = PATIENCE.get(endpoint + again, PATIENCE[""])
@@ -4581,7 +4581,7 @@ class Client:
         return row if self.deadline is None else row._replace(total=self.deadline, gone=self.deadline)
 
     def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
-        """One request and its tries, until the patience that its target deserves ends."""
+        """Send one request, and again until it is answered or its row of PATIENCE ends."""
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
         row, pause, silent = self._patience(target), 1.0, 0
         told: "Optional[Error]" = None  # what the service said last
@@ -4601,7 +4601,7 @@ class Client:
                 told, total, first_pause = failure, row.total, 1.0
                 if reply.status == 410:
                     call.gone, total = self._timer(), row.gone
-                elif call.gone is not None:  # it was moved, and is getting up
+                elif call.gone is not None:  # the VM was moved, and the service is not up yet
                     total = min(row.gone, call.gone - call.begun + row.total)
             else:
                 failure, first_pause = self._unreachable(url, problem), 0.1
@@ -4616,7 +4616,7 @@ class Client:
             left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             asked = reply.retry_after if reply is not None else 0
-            last = left - min(0.5, total / 10)  # the last try, with time for an answer
+            last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
             if last < 0.001 or asked > last:
                 raise told if told and isinstance(problem, _Silence) else failure
             self._sleep(min(max(wait, asked), last))
@@ -4637,8 +4637,8 @@ class Client:
 
 
 class _Call:
-    """What the requests of one call of the client share: when it began; when the service last said that the VM is
-    being moved, or None; whether a try ended without an answer."""
+    """What the requests of one call of the client share. begun: when it began; gone: when the service last answered
+    410, or None; interrupted: whether a try ended without an answer."""
 
     def __init__(self, begun: float) -> None:
         self.begun, self.gone, self.interrupted = begun, None, False  # type: float, Optional[float], bool
@@ -4651,7 +4651,7 @@ class _Limit:
         self.row, self.until, self.timer = row, until, timer
 
     def left(self, most: float) -> float:
-        """Seconds that are left, at most ``most``. Raises _Silence where none is."""
+        """Seconds that are left, at most ``most``. Raises _Silence if there are none."""
         left = min(most, self.until - self.timer())
         if left <= 0:
             raise _Silence("the deadline has passed")
@@ -4659,11 +4659,11 @@ class _Limit:
 
 
 class _Silence(OSError):
-    """Somebody listens, and does not answer in time."""
+    """The answer did not come in time, or the deadline passed before the request was sent."""
 
 
 class _Token:
-    """The answer of the identity service with a token, and by both clocks when it came and when it expires."""
+    """A token with the rest of its answer. ``left()`` goes by both the timer and the clock since the answer came."""
 
     def __init__(self, answer: "Dict[str, Any]", timer: float, clock: float) -> None:
         lasts = [int(str(answer[name])) - start for name, start in (("expires_in", 0), ("expires_on", int(clock)))
@@ -4674,29 +4674,29 @@ class _Token:
         self.tried, self._timer, self._clock, self._lasts = timer - RENEWAL_PAUSE, timer, clock, min(lasts or [0])
 
     def left(self, timer: float, clock: float) -> float:
-        """Seconds that it is good for. The timer may stand still while a VM sleeps, and the clock may be set."""
+        """Seconds until it expires, by the faster: the timer may stop while a VM sleeps, and the clock may be set."""
         return self._lasts - max(timer - self._timer, clock - self._clock)
 
 
 @functools.lru_cache(maxsize=None)
 def _transport() -> "Callable[..., Reply]":
-    """What sends a GET, or a POST of a body, within a _Limit: ``fetch(url, body, limit, verb, headers)``. It raises
-    OSError or NotIMDS. One handler of urllib alone, so there is nothing that knows of proxies, redirects or errors for
-    a status; made on first use, as what it imports costs time."""
+    """Make ``fetch(url, body, limit, verb, headers)``, which sends one request within a _Limit and raises OSError or
+    NotIMDS. It uses HTTPHandler alone, so that urllib can't use a proxy, follow a redirect or raise for a status. It
+    is made on first use, as its imports take time."""
     import http.client
     import socket
     import urllib.error
     import urllib.request
 
     class Socket(socket.socket):
-        """A socket that gives up at the deadline, even when bytes keep trickling in."""
+        """A socket that gives up at the deadline, even if single bytes keep coming."""
 
         limit: "_Limit"
         received, ended = 0, False
 
         def in_time(self, do: "Callable[..., Any]", *args: "Any") -> "Any":
             left = self.limit.left(self.limit.row.answer)
-            if not 0.99 * left < (self.gettimeout() or 0) <= left:  # setting it costs a system call
+            if not 0.99 * left < (self.gettimeout() or 0) <= left:  # settimeout() is a system call
                 self.settimeout(left)
             try:
                 return do(*args)
@@ -4716,7 +4716,7 @@ def _transport() -> "Callable[..., Reply]":
     class Response(http.client.HTTPResponse):
         def begin(self) -> None:
             super().begin()
-            while 102 <= self.status < 200:  # early hints and the like; 100 is passed over by the base
+            while 102 <= self.status < 200:  # early hints and the like; the base skips 100 itself
                 self.headers = self.msg = None  # type: ignore[assignment]
                 super().begin()
 
@@ -4729,7 +4729,7 @@ def _transport() -> "Callable[..., Reply]":
             self.limit = limit
 
         def request(self, method: str, url: str, body: "Any" = None, headers: "Any" = None, **settings: "Any") -> None:
-            # urllib asks the other side to close. We close ourselves, and sooner.
+            # urllib asks the server to close; here the client closes, which is sooner.
             headers = {name: value for name, value in headers.items() if name != "Connection"}
             super().request(method, url, body, headers, **settings)
 
@@ -4793,7 +4793,7 @@ def _transport() -> "Callable[..., Reply]":
             odd = "more than %d bytes" % MAX_REPLY
         except (http.client.HTTPException, ValueError, UnicodeError):
             odd = "something that is not HTTP"
-        if problem is None:  # outside of `except`, so that no body hangs on to the error as its context
+        if problem is None:  # outside `except`: as its context, the exception would keep the body, perhaps a token
             raise NotIMDS("%s answered %s: what answers is not IMDS" % (url, odd), url=url)
         raise problem
 
@@ -4801,11 +4801,11 @@ def _transport() -> "Callable[..., Reply]":
 
 
 class _TooMuch(Exception):
-    """More came than an answer may have."""
+    """The answer is longer than MAX_REPLY."""
 
 
 def _addresses(host: str, port: int, most: float) -> "List[str]":
-    """The addresses of a host; asking for them ends in time, too."""
+    """The addresses of a host. A thread resolves it, for getaddrinfo() has no time-out: ``most`` seconds here."""
     import socket
     import threading
 
@@ -4818,7 +4818,7 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
         try:
             answers = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
             found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        except (OSError, UnicodeError) as error:  # a name can be too long for one
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name is too long
             found.append(error if isinstance(error, OSError) else OSError("it is no name"))
 
     asking = threading.Thread(target=ask, daemon=True)
@@ -4832,7 +4832,7 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
 
 
 def _read(response: "Any") -> bytes:
-    """The body of a response, in a frame of its own: what it holds must not hang on to an error."""
+    """The body of a response, read here so that no variable of ``fetch`` holds it, in the traceback of an error."""
     chunks, size = [], 0  # type: List[bytes], int
     for chunk in iter(lambda: response.read1(65536), b""):
         chunks.append(chunk)
@@ -4845,7 +4845,7 @@ def _read(response: "Any") -> bytes:
 
 
 def _is_nobody(problem: "Any") -> bool:
-    """Whether a problem means that nobody listens, or no packet arrives."""
+    """Whether a problem means that nobody listens there, or that it can't be reached."""
     return not isinstance(problem, (_Silence, ConnectionResetError, BrokenPipeError, ConnectionAbortedError))
 
 
@@ -4885,7 +4885,7 @@ _DECODER = json.JSONDecoder(parse_int=functools.partial(_number, int), parse_flo
 
 
 def _parse_json(data: bytes) -> "Any":
-    """JSON in UTF-8, with or without a mark at its start, and without what is no JSON. Raises ValueError."""
+    """Parse JSON in UTF-8, with or without a byte order mark, but not NaN or infinities. Raises ValueError."""
     text = data.decode()
     try:
         return _DECODER.decode(text[text.startswith("\ufeff"):])
@@ -4894,7 +4894,7 @@ def _parse_json(data: bytes) -> "Any":
 
 
 def parsed_or_none(data: bytes) -> "Any":
-    """As _parse_json, or None: for what must not hang on to an error as its context."""
+    """As _parse_json, or None: its ValueError has the whole text, and must not become the context of an Error."""
     try:
         return _parse_json(data)
     except ValueError:
@@ -4902,7 +4902,7 @@ def parsed_or_none(data: bytes) -> "Any":
 
 
 def list_in(data: bytes, name: str) -> "List[Any]":
-    """The list that JSON has under a name, or none."""
+    """The list under ``name`` in a JSON object, or []."""
     answer = parsed_or_none(data)
     listed = answer.get(name) if isinstance(answer, dict) else None
     return listed if isinstance(listed, list) else []
@@ -4941,8 +4941,8 @@ def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
 
 
 def _offered(reply: "Reply") -> "List[str]":
-    """The api-versions to try after a refusal, the best first: newest-versions says so; services without that list
-    answer 404 "Invalid version", and have some of those of 2018."""
+    """The api-versions to try after a refusal, the best first: the newest of newest-versions. The service of 2018 has
+    no such list, but answers 404 "Invalid version": then its versions."""
     if reply.status == 404 and b"Invalid version" in reply.data:
         return sorted(CLOUDS["AzurePublicCloud"].versions_in_2018, reverse=True)
     versions = [each for each in list_in(reply.data, "newest-versions")
@@ -4951,8 +4951,8 @@ def _offered(reply: "Reply") -> "List[str]":
 
 
 def _asking(method: "Callable[..., Any]") -> "Any":
-    """A method of Client as a function of the module. For the VM's own service there is one client, which keeps its
-    tokens; for any other, a new one each time: an emulator may have taken the place of another."""
+    """Make a method of Client a function of the module. Calls to the VM's own service share one Client, which keeps
+    tokens; other calls get a new one, for at a port there may be another emulator each time."""
     @functools.wraps(method)
     def function(*arguments: "Any", **settings: "Any") -> "Any":
         chosen = {name: settings.pop(name) for name in ("endpoint", "api_version", "timeout", "deadline")
@@ -4973,7 +4973,7 @@ watch_events, token, attested = _asking(Client.watch_events), _asking(Client.tok
 
 
 def _get_here(vm: "Emulator", path: str = "", *, deadline: float = 2, **settings: "Any") -> "Any":
-    """Ask this emulator: ``imds.get`` with its endpoint, and little patience."""
+    """As ``imds.get``, from this emulator, with a deadline of 2 seconds."""
     return get(path, endpoint=vm.url, deadline=deadline, **settings)
 
 
@@ -4981,9 +4981,9 @@ Emulator.get = _get_here  # type: ignore[attr-defined]  # a method that needs th
 
 # --- verify: is this an IMDS?
 
-# What is asked, and what should come, a check a line. First its mark: documented, observed or chosen; then the key of
-# REFUSALS whose status and body should come, or a shape (SHAPES); verb; value of the Metadata header ("-": none, "xff":
-# with X-Forwarded-For, too); name; target, in which {i} is /metadata/instance, {v} the newest version on offer.
+# A check per line. mark: documented, observed or chosen; expected: the key of REFUSALS whose status and body should
+# come, or a key of SHAPES; verb; header: the value of Metadata ("-": none, "xff": with X-Forwarded-For, too); name;
+# target, in which {i} is /metadata/instance and {v} asks for the newest version on offer.
 Check = collections.namedtuple("Check", "mark expected verb header name target")
 CONTRACT_CHECKS = [Check(*re.split("  +", line.strip())) for line in """\
 observed    metadata            GET   -      no header                    {i}{v}
@@ -5054,7 +5054,7 @@ CONTRACT_CHECKS += [Check("documented", "instance", "GET", "true", "document at 
 
 
 def judge(check_row: "Check", reply: "Reply") -> str:
-    """Why a reply is not as a check wants it, or ""."""
+    """How a reply differs from what a check expects, or ""."""
     expected, said = check_row.expected, reply.data.decode("utf-8", "replace")
     if expected in SHAPES:
         wanted = SHAPE_STATUSES.get(expected, (200,))
@@ -5105,7 +5105,7 @@ def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
 
 
 def _json_differs(kind: "Any", names: str, strings: bool, reply: "Reply") -> str:
-    """How a reply is not JSON of a kind, minified, with these names in this order."""
+    """How a reply differs from minified JSON of a kind with these names in this order, or ""."""
     document = parsed_or_none(reply.data)
     if not isinstance(document, kind):
         return "not a JSON %s" % ("object" if kind is dict else "list")
@@ -5157,7 +5157,7 @@ def _events_differ(reply: "Reply") -> str:
     return _json_differs(dict, "DocumentIncarnation Events", False, reply)
 
 
-SHAPES: "Dict[str, Callable[[Reply], str]]" = {  # how a reply differs
+SHAPES: "Dict[str, Callable[[Reply], str]]" = {  # each returns how a reply differs, or ""
     "instance": _instance_differs,
     "compute": lambda reply: _instance_differs(reply._replace(
         data=b'{"compute":%s,"network":{"interface":[]}}' % reply.data)),
@@ -5190,10 +5190,10 @@ def verify(
     header = {"Metadata": "true"}
     try:
         listed = list_in(ask("GET", "/metadata/versions", header)[2], "apiVersions")
-    except Error:  # it may be all that can't be asked for
+    except Error:  # perhaps only this can't be asked
         listed = []
     offered = named = [each for each in VERSIONS if each in listed]
-    if not offered:  # it has no list; but its refusal of no version names the newest
+    if not offered:  # without that list, a request without a version is refused with the newest ones
         listed = list_in(ask("GET", "/metadata/instance", header)[2], "newest-versions")
         named = [each for each in VERSIONS if each in listed]
     for row in CONTRACT_CHECKS:
@@ -5226,7 +5226,7 @@ def _refuses_version(reply: "Reply") -> bool:
 
 
 def is_like_imds(body: bytes) -> bool:
-    """Whether an answer could be one of IMDS, however wrong."""
+    """Whether an answer could be from IMDS, even if it differs from what a check expects."""
     document = parsed_or_none(body)
     names = set(document) if isinstance(document, dict) else set()
     return b"Required metadata header not specified" in body or bool(names.intersection(
@@ -5235,14 +5235,14 @@ def is_like_imds(body: bytes) -> bool:
 
 # --- doctor: why can't my program reach IMDS from here?
 
-AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"  # what the firmware of a VM of Azure says (documented by systemd)
-LEADING = {  # variables that lead clients elsewhere, and whom
+AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"  # chassis asset tag of every Azure VM (documented by systemd)
+LEADING = {  # environment variables that lead clients elsewhere, and which clients
     "AZURE_IMDS_ENDPOINT": "this client", "AZURE_POD_IDENTITY_AUTHORITY_HOST": "azure-identity and MSAL",
     "IDENTITY_ENDPOINT": "every SDK: to Azure Arc with IMDS_ENDPOINT, to App Service with IDENTITY_HEADER",
     "IMDS_ENDPOINT": "every SDK, with IDENTITY_ENDPOINT: to Azure Arc", "MSI_ENDPOINT": "every SDK: to Cloud Shell",
 }
-# Who answers, by (status, a header or None, what is in it, what the body has in it: None is nothing at all), the first
-# that fits.
+# Who answers: (status, header, text in the header, text in the body, who it is, exit code). The first that fits counts;
+# None as status or header: any; None as text in the body: an empty body.
 ANSWERERS = (
     (401, "www-authenticate", ".key", "", "an Azure Arc agent", 5),
     (None, "metadata-flavor", "Google", "", "the metadata service of Google Cloud", 5),
@@ -5260,8 +5260,8 @@ ANSWERERS = (
 
 
 class Doctor:
-    """What can be seen of the way to the service. ``facts``: (name, what is so, what it means); ``verdict`` and
-    ``exit_code`` say what to think of it. ``root``: where /proc and /sys are; ``environ``: the variables."""
+    """Looks for what leads to the service, and asks it. ``facts``: (name, value, what it means); ``verdict``: in a
+    line; ``exit_code``: as in EXIT_CODES. ``root``: where proc and sys are; ``environ``: None is os.environ."""
 
     def __init__(self, client: "Client", *, root: str = "/", environ: "Optional[Mapping[str, str]]" = None) -> None:
         self.client, self._root = client, root
@@ -5317,7 +5317,7 @@ class Doctor:
             self._fact("container", ", ".join(signs), "the service answers a container only over the network of its VM")
 
     def _route(self) -> "Tuple[str, str]":
-        """The route to the address, from /proc/net/route: numbers are hexadecimal, low byte first."""
+        """The route to the endpoint, from /proc/net/route, where numbers are hexadecimal, low byte first."""
         try:
             octets = [int(octet) for octet in self._host.split(".")]
             address = sum(octet << 8 * at for at, octet in enumerate(octets))
