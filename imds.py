@@ -154,8 +154,8 @@ CLOUDS = {
 }
 
 # Path under /metadata: the verbs it takes, the api-version that introduced it (None: it needs none), and the
-# method of Service that answers. The newer, certificate-based tokens are not emulated: no_credential refuses
-# their paths with 404, which makes SDKs use identity/oauth2/token.
+# method of Service that answers. Newer, certificate-based tokens are not emulated: the 404 of no_credential
+# makes SDKs use identity/oauth2/token.
 Endpoint = collections.namedtuple("Endpoint", "verbs since answer")
 ENDPOINTS = {
     "attested/document": Endpoint(("GET",), "2018-10-01", "attested_document"),
@@ -173,8 +173,8 @@ ENDPOINTS = {
 COMPONENTS = ("attested", "identity", "instance", "loadbalancer", "scheduledevents", "versions")  # their first names
 
 # Scheduled events have versions of their own. EVENT_FIELDS is in the order of the wire. since: the version that
-# added the field; default: its value where a document lacks it; redaction: its KIND, as in VERSIONS; variable: the
-# command of `events --exec` gets it as $EVENT_ and this (None: not at all).
+# added the field; default: its value where a document lacks it; redaction: its KIND, as in VERSIONS; variable:
+# `events --exec` passes it as $EVENT_ and this (None: it does not).
 EVENT_VERSIONS = ("2017-03-01", "2017-08-01", "2017-11-01", "2019-01-01", "2019-04-01", "2019-08-01", "2020-07-01")
 EVENTS_GA, EVENTS_NEWEST = "2017-08-01", EVENT_VERSIONS[-1]
 EventField = collections.namedtuple("EventField", "since type default redaction variable")
@@ -232,7 +232,7 @@ ATTESTED_VERSIONS = {
 }
 ATTESTED_TIME, ATTESTED_NONCE = "%m/%d/%y %H:%M:%S -0000", "%Y%m%d-%H%M%S"  # its times; its nonce, if none was given
 ATTESTED_SECONDS = 6 * 3600  # how long a document is valid (observed)
-CERTIFICATE_BACKDATED, CERTIFICATE_SECONDS = 30 * 86400, 330 * 86400  # its certificate: how old, and valid how long
+CERTIFICATE_BACKDATED, CERTIFICATE_SECONDS = 30 * 86400, 330 * 86400  # of its certificate: its age, its validity
 MAX_NONCE = 32  # characters
 
 # What makes an attested document one that a verifier must refuse.
@@ -245,8 +245,8 @@ FLAWS = {
     "domain": "its certificate is for another domain",
 }
 
-# The parts of a whole VM, in the notation of VERSIONS; those of loadbalancer are in the order of the wire. The instance
-# has VERSIONS. The attested document needs no fields: redact() leaves it out, for its signature would not survive.
+# The parts of a whole VM and their fields, in the notation of VERSIONS; those of loadbalancer in the order of the wire.
+# Those of instance are in VERSIONS, and attested needs none: redact() omits it, as its signature would not survive.
 PARTS = {
     "instance": "",
     "scheduledevents": "DocumentIncarnation:count Events[{%s}]" % " ".join(
@@ -259,8 +259,8 @@ PARTS = {
     "attested": "",
 }
 
-# Query parameters that name the identity of a token. In seconds: how long a token is valid, how long before its issue
-# it already is, and how long before its end it is renewed.
+# Query parameters that name the identity of a token. Then, in seconds: validity of a token, from its issue; how long
+# before that it begins; how long before its end it is renewed.
 SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "resourceId", "mi_res_id": "resourceId"}
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
@@ -463,7 +463,6 @@ SITUATIONS = {
 # Requests a second that the documentation allows: in all; to the identity service, and how many of these at once.
 RATE_LIMIT, IDENTITY_RATE_LIMIT, IDENTITY_AT_ONCE = 5, 20, 5
 
-# Where the service is, and where the emulator is unless told otherwise.
 DEFAULT_ENDPOINT, DEFAULT_PORT = "http://169.254.169.254", 8169
 
 # How long a client waits, in seconds, by endpoint ("": all others). connect: for a connection; answer: for each piece
@@ -478,8 +477,8 @@ PATIENCE = {
     "attested/document": Patience(2, 10, 20, 70),
     "": Patience(2, 2, 20, 70),
 }
-# Statuses to try again after, besides 5xx, with pauses that double from 1 to 8 s; and advice for the error, should it
-# not help. A 404 counts only at RETRIED_404: every service has these paths, so it is not up yet.
+# Besides 5xx, the statuses to try again after, with pauses that double from 1 to 8 s; and advice for the error, if all
+# tries fail. A 404 counts only at RETRIED_404: every service has these paths, so it is not up yet.
 RETRIED = {
     404: "the service is not up yet; try again later",
     408: "try again",
@@ -505,7 +504,7 @@ MAX_MESSAGE = 2000  # characters; a service's answer can be long
 
 
 class Error(Exception):
-    """The base of all errors here: the service, or the way to it, fails.
+    """The base of the errors: the service, or the way to it, fails.
 
     The message says what was asked, what came back and what to do. ``status`` (int) and ``body`` (str) are the
     service's reply, ``url`` (str) the request; each is None if unknown, and ``body`` also if a token may be in it.
@@ -530,7 +529,7 @@ class NotFound(Error, KeyError):
 
 
 class Refused(Error):
-    """The service said no (400, 403, 405, ...), and would again; or what it attested is not to be believed."""
+    """The service said no (400, 403, 405, ...) and would again, or its attested document failed a check."""
 
 
 class Unreachable(Error, OSError):
@@ -540,7 +539,7 @@ class Unreachable(Error, OSError):
 
 
 class Unavailable(Error):
-    """The service answered, but until the deadline it was throttling, failing or not up, or its VM being moved."""
+    """Until the deadline the service only answered that it is throttling, failing, moving or not up."""
 
     exit_code = 4
 
@@ -552,7 +551,7 @@ class NotIMDS(Error):
 
 
 def printable(text: str) -> str:
-    """``text`` with "?" for what is not printable, so that no terminal obeys it."""
+    """``text`` with "?" for what a terminal might obey."""
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -778,7 +777,6 @@ def _rename(node: "Any") -> "Any":
 # --- checks, times and ids
 
 def kind_of(node: "Any") -> str:
-    """What a node is, for a message."""
     return "an object" if isinstance(node, dict) else "a list" if isinstance(node, list) else repr(node)
 
 
@@ -818,8 +816,8 @@ def known(name: "Any", names: "Iterable[str]", kind: str) -> str:
 
 
 def parse_time(text: str) -> "Optional[float]":
-    """Return a NotBefore in seconds since 1970, or None for "". It may be as in RFC 1123 (the service) or ISO 8601
-    (Azure's own mock). Raises ValueError for other text and for times before 1970 or after 9999."""
+    """Return seconds since 1970 for a NotBefore, in RFC 1123 (the service) or ISO 8601 (Azure's own mock); None for "".
+    Raises ValueError for other text, and for times before 1970 or after 9999."""
     import datetime
     import email.utils
 
@@ -901,7 +899,7 @@ PROFILES = {
 }
 SAMPLE_SUBSCRIPTION = "8d10da13-8125-4ba9-a717-bf7490507b3d"
 SAMPLE_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELgzMWJvdBFTqZbaox0OkkEF8BublFopQicU9X/aEAY azureuser"
-PHYSICAL_ZONES = {"1": "AZ01", "2": "AZ03", "3": "AZ02"}  # by zone; Azure maps them anew in each subscription
+PHYSICAL_ZONES = {"1": "AZ01", "2": "AZ03", "3": "AZ02"}  # by zone; another for each subscription
 
 
 def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[str, Any]":
@@ -1209,7 +1207,7 @@ def misspelled(instance: "Any", shown: "Any" = None, path: str = "") -> "Iterato
 
 def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str, Any, Any]]":
     """Yield (path, value before, value after) for each place where two documents differ. A path is a str like
-    "compute/name", below the argument ``path``; a value that is missing is None."""
+    "compute/name"; a missing value is None."""
     if isinstance(before, list) and isinstance(after, list):
         before, after = dict(children(before)), dict(children(after))
     if isinstance(before, dict) and isinstance(after, dict):
@@ -1282,7 +1280,7 @@ class _Redactor:
         self._place(parts.get("instance"))  # first, for address() needs it
 
     def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
-        """``node`` redacted along the template ``shown``; None: no table knows it. ``published``: so is its image."""
+        """``node`` redacted along the template ``shown`` (None: no table knows it); ``published``: see PUBLISHERS."""
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
             published = str(node.get("publisher", "")).lower() in PUBLISHERS
@@ -1303,7 +1301,7 @@ class _Redactor:
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node == "true"
-        if isinstance(node, int) and (kind == "count" or kind == "word" and -1 <= node < 1000):  # not a user's
+        if isinstance(node, int) and (kind == "count" or kind == "word" and -1 <= node < 1000):  # the platform set it
             return node
         if not isinstance(node, str):
             return type(node)(self.number("number", str(node), "%d"))
@@ -1497,7 +1495,7 @@ ISSUING_FILE, REVOKED_FILE = "imds-test-issuing-ca.crt", "imds-test-issuing-ca.c
 
 @functools.lru_cache(maxsize=None)
 def _private_key() -> "Tuple[int, int, int, int, int]":
-    """p, q, the private exponent modulo p - 1 and q - 1, and 1/q modulo p (RFC 8017: p, q, dP, dQ, qInv)."""
+    """p, q, dP, dQ and qInv of RFC 8017."""
     p, q = TEST_KEY_PRIMES
     totient = (p - 1) * (q - 1)
     exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537 modulo totient
@@ -1597,7 +1595,6 @@ def _signed(*parts: bytes) -> bytes:
 
 
 def pem(certificate: bytes) -> str:
-    """A certificate as text."""
     import base64
 
     text = base64.b64encode(certificate).decode()
@@ -1776,7 +1773,7 @@ class Rejection(Exception):
 
 
 def is_local(host: str, names: "Iterable[str]") -> bool:
-    """Whether a Host header is an address or one of ``names``. With its own, a web page could use DNS rebinding."""
+    """Whether a Host header is an address or one of ``names``. By other names a web page may come (DNS rebinding)."""
     name = re.sub(r":\d*\Z", "", host).lower()
     return name in names or bool(re.match(r"\d{1,3}(?:\.\d{1,3}){3}\Z|\[[0-9a-f:.]+(?:%\w+)?\]\Z", name))
 
@@ -1890,7 +1887,6 @@ class Events:
         return event_id.upper() in self._events
 
     def cancel(self, event_id: str) -> None:
-        """Take an event off the list. Raises ValueError where there is none."""
         if not self.has(event_id):
             raise ValueError("there is no event %r" % event_id)
         del self._events[event_id.upper()]
@@ -1986,7 +1982,6 @@ class Service:
         self._selected: "Dict[Tuple[str, str], List[Dict[str, str]]]" = {}
 
     def update(self, patch: "Mapping[str, Any]") -> None:
-        """Change the VM by a merge patch of its instance document."""
         self.instance = change(self.instance, patch)
         self._recorded = None
         self._forget()
@@ -1997,11 +1992,10 @@ class Service:
         self._forget()
 
     def identities(self) -> "List[Dict[str, str]]":
-        """The managed identities: dicts of type, clientId, objectId, resourceId."""
         return [full_identity(said, self.instance["compute"]) for said in self._said]
 
     def set_load_balancer(self, document: "Any") -> None:
-        """Put the VM behind a load balancer: with this document, or True: a sample, False or None: without."""
+        """Set the document of the VM's load balancer. True: a sample; False or None: there is none."""
         if isinstance(document, dict):
             check_plain(document, "loadbalancer")
             check_load_balancer(document)
@@ -2011,7 +2005,6 @@ class Service:
         self._balance = document
 
     def load_balancer(self) -> "Optional[Dict[str, Any]]":
-        """The load balancer's document, or None where there is none."""
         if self._balance in (None, False):
             return None
         balance = sample_balance(self.instance) if self._balance is True else self._balance
@@ -2024,7 +2017,6 @@ class Service:
     # --- requests
 
     def respond(self, request: "Request") -> "Response":
-        """Answer one request."""
         asked = parse_target(request.target)
         try:
             content_type, body = self._answer(request, asked)
@@ -2134,7 +2126,6 @@ class Service:
                 if endpoint.since and endpoint.since <= asked.query["api-version"]}
 
     def instance_document(self, asked: "Target", request: "Request") -> "Any":
-        """The node of the instance document, as the version shows it."""
         key = asked.query["api-version"], asked.query.get("extended", "").lower() == "true"
         if key not in self._views:
             self._views[key] = view(self.instance, *key)
@@ -2144,13 +2135,11 @@ class Service:
             raise Rejection("path") from None
 
     def api_versions(self, asked: "Target", request: "Request") -> "Any":
-        """The versions on offer."""
         if self.in_2018:
             raise Rejection("path")
         return {"apiVersions": self.versions}
 
     def scheduled_events(self, asked: "Target", request: "Request") -> bytes:
-        """The list of scheduled events, as JSON."""
         return self.events.text(asked.query["api-version"], not self.instance["compute"]["vmScaleSetName"]).encode()
 
     def _to_start(self, request: "Request") -> "List[str]":
@@ -2165,14 +2154,12 @@ class Service:
         raise Rejection("events")
 
     def load_balancer_document(self, asked: "Target", request: "Request") -> "Any":
-        """The load balancer's document, or 404 where there is none."""
         document = self.load_balancer()
         if document is None:
             raise Rejection("no-load-balancer")
         return document
 
     def identity_info(self, asked: "Target", request: "Request") -> "Any":
-        """The tenant."""
         return {"tenantId": self.tenant}
 
     def no_credential(self, asked: "Target", request: "Request") -> "Any":
@@ -2210,7 +2197,6 @@ class Service:
         }
 
     def _select(self, query: "Mapping[str, str]") -> "Dict[str, str]":
-        """The identity that a request is for."""
         if not self._selected:
             self._selected = {("type", "system"): [], ("", ""): []}
             for identity in self.identities():
@@ -2334,7 +2320,6 @@ class Service:
         return Response(status, headers, body, rule, repeats)
 
     def request_id(self, number: int) -> str:
-        """The x-ms-request-id of the answer with this number."""
         return self._id_form % number
 
 
@@ -2368,7 +2353,7 @@ JOURNAL_SIZE = 10000  # exchanges
 SECRET_HEADER = "authorization|cookie|secret|token|key"  # in the name of a header that the journal masks
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
-LAST_CLOCK = 32503679999  # the end of the year 2999; time.gmtime() of Windows goes little further
+LAST_CLOCK = 32503679999  # the end of the year 2999; Windows goes little further
 
 
 class Exchange(collections.namedtuple("Exchange", "number time peer vm request response rule fault seconds")):
@@ -2394,8 +2379,8 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
                 "rule": self.rule, "fault": self.fault, "seconds": self.seconds}
 
 
-# The time in which the same bytes get the same answer. second: int, of the clock; until: when an event is due;
-# changes: Events.changes then; answers: dict, bytes of a request -> Kept (room 7).
+# The time in which the same bytes get the same answer. second: of the clock; until: when an event is due; changes: of
+# Events; answers: dict, bytes of a request -> Kept (room 7).
 Moment = collections.namedtuple("Moment", "second until changes answers")
 
 
@@ -2425,7 +2410,7 @@ class Bench:
     # --- requests
 
     def moment(self) -> "Moment":
-        """The current Moment: a new one if the last has ended."""
+        """The current Moment."""
         now, moment, events = self.clock(), self._moment, self.service.events
         self._now = now
         if (moment is None or int(now) != moment.second or now >= moment.until
@@ -2434,7 +2419,6 @@ class Bench:
         return moment
 
     def respond(self, request: "Request", peer: str = "-") -> "Exchange":
-        """Answer one request."""
         step = None
         try:
             if self._control and re.match(r"/imds(?:[/?]|\Z)", request.target):
@@ -2675,7 +2659,6 @@ class Bench:
         return [each.text for each in self._playbooks]
 
     def _playbook_for(self, request: "Request") -> "Optional[_Playbook]":
-        """The first playbook that a request matches."""
         names, now = parse_target(request.target).names, self.clock()
         return next((each for each in self._playbooks if each.matches(request.verb, names) and not each.is_over(now)),
                     None)
@@ -2817,7 +2800,6 @@ READING = ("events", "faults", "identities", "instance", "lint", "load_balancer"
 
 
 def describe(name: str) -> "Dict[str, str]":
-    """An operation's signature and documentation, for people."""
     import inspect
 
     method = getattr(Bench, name)
@@ -2826,7 +2808,6 @@ def describe(name: str) -> "Dict[str, str]":
 
 
 def _parsed_body(body: bytes) -> "Dict[str, Any]":
-    """The arguments in a request. Raises ValueError."""
     try:
         return dict(check(json.loads(body.decode()) if body.strip() else {}, dict, "the body"))
     except (UnicodeDecodeError, json.JSONDecodeError):
@@ -2950,7 +2931,6 @@ class _Playbook:
         return _Step(delay, action or "ok", often, amount)
 
     def matches(self, verb: str, names: "Tuple[str, ...]") -> bool:
-        """Whether a request is one of WHERE."""
         if self._verb and self._verb != verb:
             return False
         return not self._names or names[:1] == ("metadata",) and names[1:1 + len(self._names)] == self._names
@@ -3531,7 +3511,7 @@ class Conversation:
         return self._spoiled(exchange, data) if exchange.fault else [(0, data)]
 
     def _spoiled(self, exchange: "Exchange", data: bytes) -> "List[Tuple[float, bytes]]":
-        """The pieces in which a fault sends an answer, and the seconds to wait before each."""
+        """An answer in the pieces, and with the pauses, of a fault."""
         manner = exchange.fault.split()[-1]
         if manner == "cut":
             body_size = 0 if exchange.request.verb == "HEAD" else len(exchange.response.body)
@@ -3567,8 +3547,8 @@ MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512
 
 
 class _Connection:
-    """A client's socket and Conversation. ``unsent``: bytes to send now; ``since``: its time-out runs from then;
-    ``blocked``: it waits to send; ``lingering``: all is sent, and the client has yet to close."""
+    """A client's socket and Conversation. unsent: bytes to send now; since: when its time-out began; blocked: it waits
+    to send; lingering: all is sent, and the client is to close."""
 
     __slots__ = ("socket", "conversation", "unsent", "later", "since", "blocked", "lingering")
 
@@ -3711,7 +3691,6 @@ def _server_class() -> "Any":
                 self.accepting = True
 
         def serve(self, connection: "_Connection") -> None:
-            """Send the rest of an answer, or else read."""
             if connection.unsent:
                 self.send(connection)
             elif connection.later or not connection.conversation.pending:  # else go_on() comes first
@@ -3823,7 +3802,7 @@ class Clock:
         self._set(now, now, scale)
 
     def __call__(self) -> float:
-        """The time now, in seconds since 1970."""
+        """The time now."""
         seen, then, scale = self._run
         return then + (self._source() - seen) * scale
 
@@ -4093,7 +4072,7 @@ class ScaleSet:
         self._vms[0].become_first_of(self._vms)
 
     def start(self) -> "ScaleSet":
-        """Start all; if one can't, stop those that did and raise its OSError."""
+        """Start all, or none: raises the OSError of one that can't."""
         try:
             for vm in self._vms:
                 vm.start()
@@ -4184,7 +4163,7 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
         is_of_identity = "identity" in urllib.parse.unquote(self.url).lower()  # as a service might read it
         return None if is_of_identity and text not in IDENTITY_REFUSALS else text
 
-    def __repr__(self) -> str:  # some tracebacks show the values of variables, and ``data`` may hold a token
+    def __repr__(self) -> str:  # some tracebacks show variables, and ``data`` may hold a token
         return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
 
 
@@ -4306,7 +4285,7 @@ class Client:
         return document
 
     def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error]]":
-        """The list of scheduled events, without those that can't be read, and an Error about the first of these."""
+        """The list of those scheduled events that can be read, and an Error about the first other one."""
         reply = self._ask_events(call)
         document, events, odd = _content(reply), [], None  # type: Any, List[Dict[str, Any]], Optional[Error]
         try:
@@ -4519,7 +4498,6 @@ class Client:
         return _content(self._ask(target, self._call(), body))
 
     def _instance(self, call: "_Call") -> "Dict[str, Any]":
-        """The whole instance document."""
         reply = self._ask_newest("/metadata/instance", "", call)
         document = _content(reply)
         if not isinstance(document, dict) or not isinstance(document.get("compute"), dict):
@@ -4659,7 +4637,7 @@ class _Limit:
 
 
 class _Silence(OSError):
-    """The answer did not come in time, or the deadline passed before the request was sent."""
+    """No answer in time, or the deadline passed before the request was sent."""
 
 
 class _Token:
@@ -4805,7 +4783,7 @@ class _TooMuch(Exception):
 
 
 def _addresses(host: str, port: int, most: float) -> "List[str]":
-    """The addresses of a host. A thread resolves it, for getaddrinfo() has no time-out: ``most`` seconds here."""
+    """The addresses of a host, by a thread, for getaddrinfo() has no time-out; ``most``: seconds."""
     import socket
     import threading
 
@@ -5226,7 +5204,7 @@ def _refuses_version(reply: "Reply") -> bool:
 
 
 def is_like_imds(body: bytes) -> bool:
-    """Whether an answer could be from IMDS, even if it differs from what a check expects."""
+    """Whether an answer could be from IMDS, even a wrong one."""
     document = parsed_or_none(body)
     names = set(document) if isinstance(document, dict) else set()
     return b"Required metadata header not specified" in body or bool(names.intersection(
@@ -5241,8 +5219,8 @@ LEADING = {  # environment variables that lead clients elsewhere, and which clie
     "IDENTITY_ENDPOINT": "every SDK: to Azure Arc with IMDS_ENDPOINT, to App Service with IDENTITY_HEADER",
     "IMDS_ENDPOINT": "every SDK, with IDENTITY_ENDPOINT: to Azure Arc", "MSI_ENDPOINT": "every SDK: to Cloud Shell",
 }
-# Who answers: (status, header, text in the header, text in the body, who it is, exit code). The first that fits counts;
-# None as status or header: any; None as text in the body: an empty body.
+# (status, header, text in it, text in the body, who answers, exit code); the first that fits. None as status or header
+# fits any, None as text only an empty body.
 ANSWERERS = (
     (401, "www-authenticate", ".key", "", "an Azure Arc agent", 5),
     (None, "metadata-flavor", "Google", "", "the metadata service of Google Cloud", 5),
@@ -5402,11 +5380,11 @@ class Doctor:
 # Room 10: command line
 #
 # argparse, exit codes, printing; knows all. Results go to standard output, the rest to standard error. A
-# command is a row of COMMANDS, an option one of OPTIONS; only what the command at hand takes is made.
+# command is a row of COMMANDS, an option one of OPTIONS; a run makes only the parser of its own command.
 # ==================================================================================================
 
 USAGE_ERROR = 2
-GRACE = 5  # seconds that a handler has to end after SIGTERM
+GRACE = 5  # seconds from SIGTERM to SIGKILL, for handlers of events
 EXIT_CODES = {
     0: "done",
     1: "the service says no (not found, bad request)",
@@ -5418,7 +5396,7 @@ EXIT_CODES = {
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
-    """Run the command line and return its exit code; as a program, with no ``argv``, end with it."""
+    """Run a command line and return its exit code; None: run that of this process, and exit with the code."""
     if argv is None:
         sys.exit(main(sys.argv[1:]))
     arguments, command = list(argv), []  # type: List[str], List[str]
@@ -5428,7 +5406,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         split = arguments.index("--")
         arguments, command = arguments[:split], arguments[split + 1:]
     elif arguments[:1] == ["exec"] and not {"-h", "--help"}.intersection(arguments):
-        arguments = ["exec"]  # which asks for the command
+        arguments = ["exec"]  # complains of no command
     try:
         options = _parser(arguments).parse_args(arguments)
         options.command = command
@@ -5440,7 +5418,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     except ImportError as error:  # as in Debian's python3-minimal
         return _complain("this Python lacks a part of its standard library, %s; install the whole of it, "
                          "with 'apt-get install python3' on Debian" % error.name, USAGE_ERROR)
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
@@ -5498,7 +5476,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-# What add_argument is told of each option, or of each argument (in capitals).
+# The arguments of add_argument() for each option and for each positional argument (in capitals).
 OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "PATH": {"names": ["paths"], "metavar": "PATH", "nargs": "*",
              "help": "like compute/vmId, or a URL from the documentation; none is the whole document"},
@@ -5627,7 +5605,7 @@ def _run_diff(options: "Any") -> int:
     for name in (options.A, options.B):
         vm = Client(name).snapshot() if name.startswith("http://") else _read_json(name)
         parts = {part: node for part, node in split_document(vm).items() if node is not None}
-        parts.pop("attested", None)  # it is another one each time
+        parts.pop("attested", None)  # it differs each time
         vms.append(parts)
     bare = [name for name, vm in zip((options.A, options.B), vms) if set(vm) == {"instance"}]
     if len(bare) == 1:
@@ -5648,7 +5626,7 @@ def _run_diff(options: "Any") -> int:
 
 
 def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[Tuple[str, Any, Any]]":
-    """A difference as one, or, where it is an object too large for a line, one for each leaf."""
+    """Split a difference that is an added or removed container, too long for a line, into its children."""
     known_side = before if after is None else after
     if (before is None or after is None) and len(format_json(known_side)) > 100 and children(known_side):
         for name, child in children(known_side):
@@ -5663,11 +5641,11 @@ def _shown(value: "Any") -> str:
 
 def _run_verify(options: "Any") -> int:
     client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), [0.0]
-    answers: "set[str]" = set()  # which sorts came
-    gone: "List[Error]" = []  # why the last one did not
+    answers: "set[str]" = set()  # kinds of answers that came
+    gone: "List[Error]" = []  # why the last request had none
 
     def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
-        time.sleep(max(0, last[0] + 0.25 - time.monotonic()))  # four a second are safe everywhere
+        time.sleep(max(0, last[0] + 0.25 - time.monotonic()))  # at 4 a second no service throttles
         last[0] = time.monotonic()
         try:
             status, said, body = client.ask_once(verb, target, headers)
@@ -5747,7 +5725,7 @@ def _run_events(options: "Any") -> None:
 
 
 class _Watch:
-    """`events --watch`: a line for each event that comes, changes or goes; on a terminal also the time that is left."""
+    """`events --watch`: a line for each event that comes, changes or goes; on a terminal, a countdown to the next."""
 
     def __init__(self, client: "Client", options: "Any") -> None:
         self.client, self.options = client, options
@@ -5755,16 +5733,16 @@ class _Watch:
         self.incarnation: "Any" = None
         self.live = _is_terminal() and not options.json
         self.name: "Optional[str]" = None
-        self.nameless: "Optional[float]" = None  # since when the service did not say it
+        self.nameless: "Optional[float]" = None  # since when the name could not be had
 
     def run(self) -> None:
         handlers = _Handlers(self.options.handler, self.client)
-        interval = max(self.options.interval, 2 / RATE_LIMIT)  # a look, and perhaps an approval
+        interval = max(self.options.interval, 2 / RATE_LIMIT)  # for the list, and perhaps an approval
         signals = _Signals()
         try:
             for document in self.client.poll_events(interval=interval):
                 self.show(document)
-                signals.held = True  # a handler that is being started must be known before it is to be ended
+                signals.held = True  # an interrupt in begin() could leave a handler running
                 for event in self.known.values() if self.options.handler else ():
                     if self.own_name() in event["Resources"]:
                         handlers.begin(event)
@@ -5780,7 +5758,7 @@ class _Watch:
             handlers.end()
 
     def own_name(self) -> "Optional[str]":
-        """The name of this VM, or None while the service does not say it, for as long as its patience lasts."""
+        """The name of this VM; None while asking for it fails, until the deadline has passed, then the Error."""
         begun = time.monotonic()
         try:
             self.name = self.name or self.client.get("compute/name")
@@ -5817,15 +5795,15 @@ class _Watch:
 
 
 class _Handlers:
-    """The commands that run for events, and the approvals of those that ended with 0: kept and sent until each is
-    taken, refused or no longer needed."""
+    """The commands that run for events. One that ends with 0 has its event approved, which is tried until the service
+    takes or refuses it, or the event is no longer Scheduled."""
 
     def __init__(self, command: "Optional[str]", client: "Client") -> None:
         self.command, self.client = command, client
         self.running: "Dict[str, Any]" = {}
         self.begun: "set[str]" = set()
         self.approvals: "List[str]" = []
-        self.is_late = False  # an approval could not be sent, and this was said
+        self.is_late = False  # an approval could not be sent, and this was reported
 
     def begin(self, event: "Mapping[str, Any]") -> None:
         """Run the command for an event, once."""
@@ -5842,7 +5820,7 @@ class _Handlers:
             say("imds: %s can't be run (%s); event %s is not approved" % (self.command, error.strerror, event_id))
 
     def look(self, events: "Mapping[str, Mapping[str, Any]]") -> None:
-        """See who has ended, and send the approvals that are due."""
+        """See which handlers have ended, and send the approvals that are due."""
         ended = [each for each, handler in self.running.items() if handler.poll() is not None]
         self.approvals += [each for each in ended if self.report(each)]
         self.approvals = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
@@ -5853,7 +5831,7 @@ class _Handlers:
                 self.client.approve(*batch)
                 self.approvals = [each for each in self.approvals if each not in batch]
             except (Refused, NotFound) as error:
-                if len(batch) > 1:  # one of them spoils it for all
+                if len(batch) > 1:  # one bad id has all refused: send each alone
                     together += [[each] for each in batch]
                 else:
                     self.approvals.remove(batch[0])
@@ -5872,7 +5850,7 @@ class _Handlers:
         return not code
 
     def end(self) -> None:
-        """End the handlers: first with SIGTERM, then, after a grace, for good."""
+        """End the handlers: with SIGTERM, and after GRACE seconds with SIGKILL."""
         import signal
         import subprocess
 
@@ -5898,7 +5876,7 @@ class _Handlers:
 
 
 def _event_line(event: "Mapping[str, Any]", client: "Client") -> str:
-    """An event for people: its status, type, the time that is left, its id, VMs and description."""
+    """A line for people: status, type, time left, id, VMs and description."""
     return printable("%-9s  %-9s  %-9s  %s  %s  %s" % (
         event["EventStatus"], event["EventType"], _left(event, client), event["EventId"],
         ",".join(event["Resources"]), event.get("Description", ""))).rstrip()
@@ -5917,7 +5895,7 @@ def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
         value = event.get(name, "")
         text = " ".join(value) if isinstance(value, list) else str(value)
         if field.variable:
-            environment["EVENT_" + field.variable] = text.replace("\0", "")[:32768]  # a system has its limit
+            environment["EVENT_" + field.variable] = text.replace("\0", "")[:32768]  # systems limit the size
     return environment
 
 
@@ -5963,7 +5941,7 @@ def inspect_playbooks() -> str:
 
 
 def _stamp(name: str) -> "Any":
-    """What differs after a file was written, or None while there is none."""
+    """What changes when a file is written, or None if there is no file."""
     try:
         stat = os.stat(name)
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
@@ -5972,7 +5950,7 @@ def _stamp(name: str) -> "Any":
 
 
 def _reload(vm: "Emulator", options: "Any") -> None:
-    """Serve the file as it is now, if it has changed; one that is wrong is reported, and the old VM stays."""
+    """Serve the file again if it has changed. If it is wrong, say so and keep the old VM."""
     stamp = _stamp(options.document)
     if stamp is None or stamp == options.seen:
         return
@@ -5985,7 +5963,7 @@ def _reload(vm: "Emulator", options: "Any") -> None:
 
 
 def _banner(vm: "Emulator") -> None:
-    """Say what is served, and how to ask it: in the words of the shells that there are."""
+    """Say what is served, and how to ask it in the shells of this system."""
     compute, target = vm.instance["compute"], "/metadata/instance?api-version=" + vm.versions[-1]
     say("serving %s, %s in %s; stop with Ctrl-C. Try:" % tuple(
         printable(compute[name]) or other
@@ -6006,8 +5984,8 @@ def _banner(vm: "Emulator") -> None:
 
 
 class _Log:
-    """The access log on standard error, written by a thread of its own: where nobody empties the pipe, lines are
-    lost, and no client waits for that."""
+    """The access log on standard error. A thread of its own writes it, so that no client waits when nobody reads
+    the pipe; then old lines are lost."""
 
     def __init__(self) -> None:
         import threading
@@ -6019,7 +5997,7 @@ class _Log:
     def __call__(self, line: str) -> None:
         import threading
 
-        if sys.stderr is None:  # closed; what has its number now is something else, a client's socket perhaps
+        if sys.stderr is None:  # it was closed, and 2 may by now be the number of a client's socket
             return
         self._lines.append(line)
         if self._thread is None:
@@ -6031,14 +6009,14 @@ class _Log:
     def _run(self) -> None:
         while True:
             self._some.wait()
-            time.sleep(0.02)  # many lines at once cost the server less
+            time.sleep(0.02)  # to write many lines at once is cheaper
             self._some.clear()
             self._writing = True
             text = ""
             while self._lines:
                 text += self._lines.popleft() + "\n"
                 if len(text) > 65536 or not self._lines:
-                    try:  # not sys.stderr, whose lock this thread would still hold when the program ends
+                    try:  # not sys.stderr: Python fails to exit while a daemon thread holds its lock
                         os.write(2, text.encode("utf-8", "backslashreplace"))
                     except OSError:
                         pass
@@ -6073,17 +6051,17 @@ def _run_exec(options: "Any") -> int:
     try:
         _start(vm, options)
         if _in_main_thread():
-            signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command, too
+            signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command as well, which decides
             signal.signal(signal.SIGTERM, end)
         program = shutil.which(options.command[0]) if os.name == "nt" else None  # a .cmd, too
         environment = dict(os.environ, **vm.environ)
-        if options.isolated:  # what leads elsewhere than to the address is left out
+        if options.isolated:  # clients are to go to the address of the real service
             environment = {name: value for name, value in environment.items() if name not in LEADING}
         try:
             children.append(subprocess.Popen([program or options.command[0]] + options.command[1:], env=environment))
         except OSError as error:
             return _complain("%s: %s" % (options.command[0], error.strerror), 126 if error.errno == 13 else 127)
-        if ending:  # while it was being started
+        if ending:  # SIGTERM came during Popen
             end()
         code = int(children[0].wait())
         broken = _report_requests(vm, options)
@@ -6100,10 +6078,10 @@ or give the address to this machine with 'sudo ip addr add 169.254.169.254/32 de
 
 
 def isolate() -> None:
-    """Go on in a network namespace of our own, in which there is nothing but 169.254.169.254 and loopback.
+    """Move this process into a network namespace of its own, with nothing but loopback and 169.254.169.254.
 
-    Without root that takes a user namespace, too, in which we are root. A namespace is known to be our own by an id
-    other than before, and is never taken for that while it has any interface but loopback.
+    Without root that takes a user namespace as well, in which we are root. Go on only if the namespace is surely new:
+    its id differs from before, and it has no interface but loopback.
     """
     before, user, group = _namespace(), getattr(os, "getuid", int)(), getattr(os, "getgid", int)()
     if before is None:
@@ -6143,7 +6121,7 @@ def _unshare(flags: int) -> None:
 
 
 def _bring_up(address: str) -> None:
-    """Start loopback and give it an address, by the two ioctls that `ip` makes of this."""
+    """Start loopback and give it an address, by the ioctls SIOCSIFFLAGS and SIOCSIFADDR."""
     import fcntl
     import socket
     import struct
@@ -6156,7 +6134,7 @@ def _bring_up(address: str) -> None:
 
 
 def _report_requests(vm: "Emulator", options: "Any") -> int:
-    """Say what a command asked, and what of it breaks a rule; return how many rules."""
+    """Report what a command asked and which rules it broke, as the options say; return how many rules."""
     for exchange in vm.requests if options.requests else ():
         say(str(exchange))
     findings = vm.lint() if options.lint or options.lint_strict else []
@@ -6232,7 +6210,7 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
 
 
 def _parts(options: "Any") -> "Dict[str, Any]":
-    """The VM of a file or a profile, in its parts and complete."""
+    """The parts of the VM of a file or a profile, complete and with --set applied."""
     if options.document is None:
         document = {"instance": make_vm(options.profile or "linux")}
     elif options.profile:
@@ -6260,7 +6238,7 @@ def _parts(options: "Any") -> "Dict[str, Any]":
     return dict(parts, instance=instance)
 
 
-EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: the argument of schedule, and its reader
+EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: argument of Bench.schedule, its parser
     "in": ("after", lambda text: duration(text)), "resources": ("resources", lambda names: names.split("+")),
     "duration": ("duration", lambda text: int(duration(text))), "source": ("source", str),
     "description": ("description", str),
@@ -6268,7 +6246,7 @@ EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: the
 
 
 def _event(text: str) -> "Dict[str, Any]":
-    """What --event says, as the arguments of Emulator.schedule. A comma that no key follows is part of a value."""
+    """Parse --event into the arguments of Emulator.schedule. A comma without NAME= behind it is part of a value."""
     kind, _, rest = text.partition(":")
     event: "Dict[str, Any]" = {"kind": kind}
     for pair in re.split(r",(?=\w+=)", rest) if rest else ():
@@ -6320,7 +6298,6 @@ def _read_json(name: str) -> "Dict[str, Any]":
 
 
 def _json(node: "Any") -> str:
-    """JSON, indented for people."""
     return format_json(node, 2 if _is_terminal() else None)
 
 
@@ -6337,7 +6314,7 @@ def _write(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        if os.name == "nt" and error.errno == 22:  # which Windows says of a reader that is gone
+        if os.name == "nt" and error.errno == 22:  # on Windows: the reader is gone
             raise BrokenPipeError() from None
         raise
 
@@ -6347,7 +6324,7 @@ def _is_terminal() -> bool:
 
 
 def _has_reader() -> bool:
-    """Whether somebody may still read what is printed."""
+    """Whether the reader of standard output may still be there."""
     import select
 
     try:
@@ -6359,7 +6336,7 @@ def _has_reader() -> bool:
 
 
 def _fitting(line: str, live: bool) -> str:
-    """A line that a terminal does not wrap."""
+    """A line, cut so that a terminal does not wrap it."""
     import shutil
 
     return line[:shutil.get_terminal_size().columns - 1] if live else line
@@ -6372,8 +6349,8 @@ def _in_main_thread() -> bool:
 
 
 class _Signals:
-    """SIGTERM is as Ctrl-C, until ``ignore()``. ``came``: whether one of them did, for an exception that is raised
-    while Python tidies up is lost; ``held``: none is raised now."""
+    """Raises KeyboardInterrupt at SIGTERM and Ctrl-C, until ``ignore()``. ``came``: one came, even if its exception was
+    lost, as in a __del__; ``held``: only note it in ``came``."""
 
     def __init__(self) -> None:
         self.came = self.held = False
@@ -6391,7 +6368,7 @@ class _Signals:
             signal.signal(number, handler)
 
     def ignore(self) -> None:
-        """Pass over what comes now: it is ending already."""
+        """Ignore further signals: the program is ending."""
         import signal
 
         self._set(signal.SIG_IGN)
