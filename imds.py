@@ -4773,7 +4773,8 @@ def _transport() -> "Callable[..., Reply]":
             odd = "something that is not HTTP"
         if problem is None:  # outside `except`: as its context, the exception would keep the body, perhaps a token
             raise NotIMDS("%s answered %s: what answers is not IMDS" % (url, odd), url=url)
-        raise problem
+        problem.__context__ = None
+        raise problem.with_traceback(None)  # for the same reason: its frames hold what came
 
     return fetch
 
@@ -4810,7 +4811,7 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
 
 
 def _read(response: "Any") -> bytes:
-    """The body of a response, read here so that no variable of ``fetch`` holds it, in the traceback of an error."""
+    """The body of a response. Raises OSError, or _TooMuch."""
     chunks, size = [], 0  # type: List[bytes], int
     for chunk in iter(lambda: response.read1(65536), b""):
         chunks.append(chunk)

@@ -982,15 +982,20 @@ class Secrets(unittest.TestCase):
             yield reply(status, ('{"error":"invalid_request","error_description":"%s"}' % SECRET).encode())
 
     def check(self, error, where):
-        seen = []
-        while error is not None and error not in seen:
+        seen, errors = [], [error]
+        while errors:
+            error = errors.pop()
+            if error is None or error in seen:
+                continue
             seen.append(error)
+            for frame, _ in traceback.walk_tb(error.__traceback__):  # also what only those who walk the frames find
+                errors += [each for each in frame.f_locals.values() if isinstance(each, Exception)]
             texts = [str(error), repr(error), repr(error.args), repr(vars(error))]
             texts += traceback.TracebackException(type(error), error, error.__traceback__, capture_locals=True).format()
             for text in texts:
                 at = text.find(SECRET[:8])
                 self.assertEqual(at, -1, "answer %d: %s" % (where, text[max(0, at - 200):at + 50]))
-            error = error.__context__ or error.__cause__
+            errors += [error.__context__, error.__cause__]
         self.assertGreater(len(seen), 0)
 
     def test_errors(self):
