@@ -2706,7 +2706,7 @@ class Bench:
             return
         odd = [(expected.differences(each.request), each) for each in self.journal]
         nearest = sorted((row for row in odd if row[0]), key=lambda row: (len(row[0]), -row[1].number))[:3]
-        lines = ["%s like %s, expected %s" % (_counted(len(found)), expected, "1 or more" if times is None else times)]
+        lines = ["%s like %s, expected %s" % (counted(len(found)), expected, "1 or more" if times is None else times)]
         lines += ["  " + str(each) for each in found[-3:]]
         lines += ["  %s\n    %s" % (each, "; ".join(differences)) for differences, each in nearest]
         raise AssertionError("\n".join(lines if nearest else lines + ["  there was no other request"]))
@@ -2715,7 +2715,7 @@ class Bench:
         """Raise AssertionError if there was such a request. ``like``: as for ``assert_requested``."""
         found = self.requests(path, **like)
         if found:
-            first = "%s like %s, expected none" % (_counted(len(found)), _expected(path, **like))
+            first = "%s like %s, expected none" % (counted(len(found)), _expected(path, **like))
             raise AssertionError("\n  ".join([first] + [str(each) for each in found[:3]]))
 
     def lint(self) -> "List[Dict[str, Any]]":
@@ -2984,7 +2984,7 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
                         for name, value in dict(wanted.query, **self.query).items() if asked.query.get(name) != value]
 
 
-def _counted(count: int) -> str:
+def counted(count: int) -> str:
     return "%s request%s" % (count or "no", "" if count <= 1 else "s")
 
 
@@ -6142,7 +6142,7 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
     for finding in findings:
         say("%(rule)s (%(count)d): %(says)s (%(mark)s)\n    %(seen)s" % finding)
     if (options.lint or options.lint_strict) and not findings:
-        say("no rule is broken, in %s" % _counted(len(vm.requests)))
+        say("no rule is broken, in %s" % counted(len(vm.requests)))
     return len(findings)
 
 
