@@ -465,6 +465,8 @@ class Patience(Case):
             result, pauses, requests = self.ask(reply(503, b"", JSON, ["Retry-After: " + header]))
             self.assertIsInstance(result, imds.Unavailable)
             self.assertEqual((pauses, requests), ([], 1))  # it will not be any better before the deadline
+        result, pauses, _ = self.ask(reply(429, b"", JSON, ["Retry-After: 5"]), deadline=5.3)  # nor asked for any sooner
+        self.assertEqual((type(result), pauses), (imds.Unavailable, []))
 
     def test_resets_for_ever(self):
         result, pauses, _ = self.ask(None)
