@@ -96,7 +96,8 @@ class Rules(unittest.TestCase):
             ("gives-up-on-410", ["410 always"], [get(0, NEWEST)], [[get(0, NEWEST)] + [get(10, NEWEST)] * 7]),
             ("repeats-a-400", [], [get(0, "/metadata/instance"), get(60, "/metadata/instance")],
              [[get(0, "/metadata/instance"), get(1, NEWEST)], [get(0, "/metadata/instance", NAMED), get(1, "/metadata/instance")],
-              [get(0, "/metadata/instance/a" + V), get(0, "/metadata/instance/a" + V)]]),  # that is 404
+              [get(0, "/metadata/instance/a" + V), get(0, "/metadata/instance/a" + V)],  # that is 404
+              [(0, "/latest/api/token", ME, "PUT"), (1, "/latest/api/token", ME, "PUT")]]),  # is it AWS?
             ("repeats-a-400", ["400"], None, [[get(0, NEWEST), get(1, NEWEST)]]),  # the second was answered
             ("identity-burst", [], [get(0, TOKEN + VAULT)] * 6, [[get(0, TOKEN + VAULT)] * 5, [get(0.1, TOKEN + VAULT)] * 12,
                                                                  [get(0, NEWEST)] * 12]),
