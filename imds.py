@@ -5744,9 +5744,10 @@ class _Watch:
         try:
             for document in self.client.poll_events(interval=interval):
                 self.show(document)
+                name = self.own_name() if self.options.handler else None
                 signals.held = True  # an interrupt in begin() could leave a handler running
-                for event in self.known.values() if self.options.handler else ():
-                    if self.own_name() in event["Resources"]:
+                for event in self.known.values():
+                    if name in event["Resources"]:
                         handlers.begin(event)
                 signals.held = False
                 if signals.came:

@@ -403,6 +403,15 @@ class Handlers(Case):
             errors = self.end(process)[1]
         self.assertEqual(errors.count("watching goes on"), 1)
 
+    def test_a_signal_while_the_name_is_asked_for(self):
+        with imds.Emulator(faults=["instance: hang always"]) as vm:
+            vm.schedule("Reboot")
+            process = self.watch(vm.url, "--exec", "true")
+            vm.wait_for("/metadata/instance")
+            begun = time.monotonic()
+            self.end(process, signal.SIGTERM)
+            self.assertLess(time.monotonic() - begun, 1)
+
     def test_or_never(self):
         with imds.Emulator(faults=["instance: portal always"]) as vm:
             vm.schedule("Reboot")
