@@ -1263,7 +1263,7 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     """Return a whole VM (of an instance document: with that part alone) in which a stand-in of the same form
     replaces all that no table calls public; equal values of one kind get the same stand-in. The attested document
     is left out: its signature can't be redacted. Raises ValueError."""
-    check_plain(vm, "the VM")
+    check_plain(check(vm, dict, "the VM"), "the VM")
     parts = vm if set(PARTS).intersection(vm) else {"instance": vm}
     redactor = _Redactor(parts)
     return {part: redactor.clean(parts[part], everything() if part == "instance" else fields(PARTS[part]))
@@ -1277,17 +1277,22 @@ class _Redactor:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
         self._networks: "Dict[Any, Any]" = {}  # subnet -> its stand-in
         self._next_network = 0x0A100000  # 10.16.0.0
-        self._place(parts.get("instance"))  # first, for address() needs it
+        self._place(parts.get("instance"), everything())  # first, for address() needs it
+        self._prefixes = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
     def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
         """``node`` redacted along the template ``shown`` (None: no table knows it); ``published``: see PUBLISHERS."""
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
+            if "clientId" in inner:  # of which read_identity() takes other spellings, too
+                inner = dict(inner, **{name: inner[meant] for name, meant in IDENTITY_KEYS.items()})
+            elif "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
+                inner = inner["loadbalancer"]
             published = str(node.get("publisher", "")).lower() in PUBLISHERS
             cleaned = {name if name in inner else self.number("field", name):
                        self.clean(child, inner.get(name), published) for name, child in node.items()}
-            network = _network(node)
-            if network in self._networks and "address" in inner:
+            network = _network(node) if "prefix" in inner else None
+            if network in self._networks:
                 cleaned["address"] = str(self._networks[network].network_address)
             return cleaned
         if isinstance(node, list):
@@ -1301,10 +1306,10 @@ class _Redactor:
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node == "true"
-        if isinstance(node, int) and (kind == "count" or kind == "word" and -1 <= node < 1000):  # the platform set it
-            return node
+        if isinstance(node, int) and (kind == "count" and abs(node) < 10**15 or kind == "word" and -1 <= node < 1000):
+            return node  # the platform set it
         if not isinstance(node, str):
-            return type(node)(self.number("number", str(node), "%d"))
+            return type(node)(1000 + int(self.number("number", str(node), "%d")))
         if kind in ("image", "version") and published:
             return node
         return str(getattr(self, kind)(node))
@@ -1341,8 +1346,8 @@ class _Redactor:
     def region(self, value: str) -> str:
         """Keep the zone of a physical zone, like "westus-AZ01"."""
         zone = value[-5:] if re.match(r"-AZ\d\d\Z", value[-5:]) else ""
-        region = value[:len(value) - len(zone)].lower()
-        return value if region.replace(" ", "") in REGIONS else self.number("region", region) + zone
+        region = value[:len(value) - len(zone)].lower().replace(" ", "")
+        return value if region in REGIONS else self.number("region", region) + zone
 
     def size(self, value: str) -> str:
         return value if re.match(VM_SIZE, value) else self.value(value)
@@ -1389,7 +1394,10 @@ class _Redactor:
         return self.number("url", value, "https://redacted.example/%d")
 
     def file(self, value: str) -> str:
-        return "/".join(word if word in PUBLIC_FOLDERS else self.name(word) for word in value.split("/"))
+        words = value.split("/")
+        is_user = [at == 2 and words[1] in ("home", "Users") for at in range(len(words))]
+        return "/".join(self.name(word) if word and (user or word not in PUBLIC_FOLDERS) else word
+                        for word, user in zip(words, is_user))
 
     def key(self, value: str) -> str:
         """An SSH key that nobody has."""
@@ -1397,7 +1405,7 @@ class _Redactor:
         import hashlib
 
         words = value.split()
-        told = words if value.startswith("-") else words[:2]  # in one line, what follows is a comment
+        told = words if "\n" in value.strip() or "-----" in words[0] else words[:2]  # what follows is a comment
         secret = hashlib.sha256(self.number("key", " ".join(told)).encode()).digest()
         blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
         return "ssh-ed25519 %s redacted" % blob
@@ -1418,18 +1426,17 @@ class _Redactor:
         return value if value in texts or value in OBSERVED_DESCRIPTIONS else self.number("description", value)
 
     def mac(self, value: str) -> str:
-        digits = re.sub("[^0-9A-Fa-f]", "", value).upper()
-        separator = re.sub("[0-9A-Fa-f]", "", value)[:1]
-        if len(digits) != 12 or len(value) > 17 or separator not in ("", ":", "-", "."):
+        if not re.match(r"(?:[0-9A-Fa-f]{2}[:.-]?){5}[0-9A-Fa-f]{2}\Z", value):
             return self.value(value)
+        digits, separator = re.sub("[:.-]", "", value).upper(), re.sub("[0-9A-Fa-f]", "", value)[:1]
         text = self.number("mac", digits, "00155D%06X")
         return separator.join(text[at:at + 2] for at in range(0, 12, 2)) if separator else text
 
-    def _place(self, node: "Any") -> None:
+    def _place(self, node: "Any", shown: "Any") -> None:
         """Choose a stand-in for each subnet in ``node``: a network of the same size that no other one has."""
         import ipaddress
 
-        network = _network(node) if isinstance(node, dict) else None
+        network = _network(node) if isinstance(node, dict) and "prefix" in shown else None
         if network and network not in self._networks:
             size = network.num_addresses
             start = -(-self._next_network // size) * size
@@ -1437,8 +1444,10 @@ class _Redactor:
                 start = max(0xF0000000, size)
             self._next_network = start + size
             self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
-        for _, child in children(node):
-            self._place(child)
+        for name, child in children(node):
+            inner = shown[0] if isinstance(node, list) else shown.get(name)
+            if isinstance(inner, type(child)) and isinstance(child, (dict, list)):
+                self._place(child, inner)
 
     def address(self, value: str) -> str:
         """Keep an address in its subnet; without one, keep whether it is private. Brackets stay."""
@@ -1452,14 +1461,16 @@ class _Redactor:
             return self.value(value)
         if address.version == 6:
             return self.number("ipv6", str(address), "2001:db8::%x")
-        around = (ipaddress.IPv4Network((int(address), prefix), strict=False) for prefix in range(32, -1, -1))
+        around = (ipaddress.IPv4Network((int(address), prefix), strict=False) for prefix in self._prefixes)
         network = next((each for each in around if each in self._networks), None)
         if network is None:
             is_private = re.match(PRIVATE_ADDRESS, str(address))
             number = int(self.number("private" if is_private else "public", str(address), "%d"))
             return ("10.0.%d.%d" if is_private else "198.18.%d.%d") % divmod(number, 256)
-        number = int(self.number("in " + str(network), str(address), "%d")) + 3  # Azure reserves the first four
-        return str(self._networks[network][number % network.num_addresses])
+        if address == network.network_address:
+            return str(self._networks[network].network_address)
+        number = int(self.number("in " + str(network), str(address), "%d")) + 2  # Azure reserves the first four
+        return str(self._networks[network][number % (network.num_addresses - 1) + 1])
 
 
 def _network(subnet: "Mapping[str, Any]") -> "Any":
@@ -1467,8 +1478,8 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
     import ipaddress
 
     try:
-        return ipaddress.IPv4Network("%s/%s" % (subnet["address"], subnet["prefix"]), strict=False)
-    except (KeyError, ValueError):
+        return ipaddress.IPv4Network("%s/%d" % (subnet["address"], int(subnet["prefix"])), strict=False)
+    except (KeyError, TypeError, ValueError):
         return None
 
 

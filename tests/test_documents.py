@@ -623,8 +623,8 @@ class Redact(unittest.TestCase):
             ("compute/isVmInStandbyPool", True, True), ("compute/tags", "", ""), ("compute/name", None, None),
             ("compute/tags", "a:b;A:b;c:b", "tag1:value1;tag1:value1;tag2:value1"), ("compute/sku", "latest", "latest"),
             ("compute/sku", "203.0.113.77", "image1"), ("compute/offer", "415.555.0123", "image1"),
-            ("compute/publisher", "10.2.0.1", "image1"), ("compute/zone", 2, 2), ("compute/zone", 4155550123, 1),
-            ("compute/licenseType", 19850321, 1), ("compute/diskRatio", 3.5, None),
+            ("compute/publisher", "10.2.0.1", "image1"), ("compute/zone", 2, 2), ("compute/zone", 4155550123, 1001),
+            ("compute/licenseType", 19850321, 1001), ("compute/diskRatio", 3.5, None),
             ("compute/location", "contoso-east", "region1"), ("compute/physicalZone", "contoso-east-AZ02", "region1-AZ02"),
             ("compute/physicalZone", "westus-AZ1", "region1"), ("compute/name", "4155000012", "name1"),
             ("compute/name", "8D10DA13-8125-4BA9-A717-BF7490507B3D", "00000000-0000-4000-8000-000000000001"),
@@ -632,6 +632,8 @@ class Redact(unittest.TestCase):
              "/SharedGalleries/name1/Images/name2/Versions/name3"),
             ("compute/vmSize", "Standard_M416s_8_v2", "Standard_M416s_8_v2"),
             ("network/interface", [{"macAddress": "x000D3A36DDED"}], [{"macAddress": "value1"}]),
+            ("network/interface", [{"macAddress": "00:0D3A36DDEDzzz"}], [{"macAddress": "value1"}]),
+            (keys, "/home/Users/.ssh/authorized_keys", "/home/name1/.ssh/authorized_keys"),
         ):
             with self.subTest(path=path, value=value):
                 if path == keys:
@@ -641,7 +643,7 @@ class Redact(unittest.TestCase):
                 compute = imds.redact({"instance": {part: {name: value}}})["instance"][part]
                 self.assertEqual(compute.get(name), expected)
                 if name in ("newThing", "diskRatio"):
-                    self.assertEqual(compute, {"field1": "value1" if name == "newThing" else 1.0})
+                    self.assertEqual(compute, {"field1": "value1" if name == "newThing" else 1001.0})
 
     def test_equal_stays_equal_and_different_stays_different(self):
         address = "network/interface/macAddress"
@@ -651,6 +653,8 @@ class Redact(unittest.TestCase):
             ("compute/publicKeys/keyData", ["ssh-rsa AAAA one", "ssh-rsa AAAA two"], True),
             ("compute/publicKeys/keyData", ["ssh-rsa AAAA x", "ssh-rsa BBBB x"], False),
             ("compute/publicKeys/keyData", ["-----BEGIN PUBLIC KEY----- AAAA", "-----BEGIN PUBLIC KEY----- BBBB"], False),
+            ("compute/publicKeys/keyData", ["\n-----BEGIN A\nX", "\n-----BEGIN A\nY"], False),
+            ("compute/publicKeys/keyData", ["ssh-rsa AAAA\r\nBBBB", "ssh-rsa AAAA\r\nCCCC"], False),
             ("compute/tagsList/value", ["8D10DA13-8125-4BA9-A717-BF7490507B3D", "8d10da13-8125-4ba9-a717-bf7490507b3d"], True),
             ("compute/tagsList/value", ["Prod", "prod"], False), ("compute/tagsList/value", ["Prod", "Prod"], True),
             ("compute/tagsList/name", ["Owner", "owner"], True), ("compute/tagsList/name", ["owner", "owner2"], False),
@@ -711,9 +715,26 @@ class Redact(unittest.TestCase):
             for each in shown(subnets=subnets)[1]:
                 network = ipaddress.ip_network(each)
                 self.assertTrue(network.is_private, network)
+        self.assertEqual(shown("10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.0", subnets=[("10.0.0.0", "29")])[0],
+                         ["10.16.0.4", "10.16.0.5", "10.16.0.6", "10.16.0.0"])
         inside, (small, large) = shown("10.0.9.9", subnets=[("10.0.0.0", "24"), ("10.0.0.0", "16")])
         self.assertIn(ipaddress.ip_address(inside[0]), ipaddress.ip_network(large))
         self.assertNotEqual(small.partition("/")[0], large.partition("/")[0])
+
+    def test_twice_is_once(self):
+        for vm in ({"compute": {"zone": 4155550123, "x": 5}}, {"compute": {"zone": 1, "priority": 4155550123}},
+                   {"compute": {"pods": {"address": "10.0.0.0", "prefix": "24"}},
+                    "network": {"interface": [{"ipv4": {"ipAddress": [{"privateIpAddress": "10.0.0.4"}]}}]}},
+                   {"instance": {}, "loadbalancer": {"publicIpAddresses": [{"privateIpAddress": "10.0.0.4"}]}}):
+            with self.subTest(vm=vm):
+                once = imds.redact(vm)
+                self.assertEqual(imds.redact(once), once)
+                self.assertNotIn("4155550123", text_of(once))
+                shown = [str(value) for _, value in leaves(once)]
+                self.assertEqual(len(set(shown)), len(shown))
+        for odd in (None, 5, "x", ["instance"]):
+            with self.assertRaises(ValueError):
+                imds.redact(odd)
 
     def test_a_thousand_subnets(self):
         begun = time.perf_counter()
@@ -770,6 +791,7 @@ class Redact(unittest.TestCase):
                 {"type": "user", "clientId": "c", "objectId": "o", "resourceId": "/r"}, {"type": "system", "clientId": "d"}]}},
             {"instance": {}, "identity": {"identities": [{"type": "user", "name": "app"}]}},
             {"instance": {}, "identity": {"identities": ["system", "user:app"]}},
+            {"instance": {}, "identity": {"identities": [{"name": "app", "client_id": "8d10da13-8125-4ba9-a717-bf7490507b3d"}]}},
             {"instance": {}, "identity": {"identities": ["system:client_id=8d10da13-8125-4ba9-a717-bf7490507b3d"]}},
             {"extended": {"compute": {"hasCustomData": "true"}}}, {"extended": {"compute": {"hasCustomData": True}}},
         ):
