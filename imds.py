@@ -612,7 +612,7 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
     """Return the path in ``document`` that ``path`` probably means, or None: the same in another case, with
     more names in front, or spelled a little differently."""
     try:
-        paths = list(itertools.islice(walk(document), 20000))  # more would take longer than the request
+        paths = list(itertools.islice(walk(document), 2000))  # more would take longer than the request
     except RecursionError:
         return None
     wanted = "/".join(filter(None, path.split("/"))).lower()
@@ -4291,13 +4291,14 @@ class Client:
         Started, "Description": str, "EventSource": str, "DurationInSeconds": int}, ...]}; ``parse_time`` reads a
         NotBefore. The first request to a VM may take two minutes (documented).
         """
-        document, odd = self._events(self._call())
+        document, odd, _ = self._events(self._call())
         if odd:
             raise odd
         return document
 
-    def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error]]":
-        """The list of those scheduled events that can be read, and an Error about the first other one."""
+    def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error], set[str]]":
+        """The list of those scheduled events that can be read, an Error about the first other one, and the EventIds
+        of the others in upper case, "" for one that has none."""
         reply = self._ask_events(call)
         document, events, odd = _content(reply), [], None  # type: Any, List[Dict[str, Any]], Optional[Error]
         try:
@@ -4311,7 +4312,7 @@ class Client:
             pass
         if len(listed) > MAX_EVENTS:
             raise _not_imds(reply, "more than %d events" % MAX_EVENTS)
-        why = ""
+        why, lost = "", set()  # type: str, set[str]
         for event in listed:
             try:
                 check_event(event)
@@ -4321,10 +4322,11 @@ class Client:
                 events.append(event)
             except ValueError as error:
                 why = why or str(error)
+                lost.add(str(event.get("EventId") or "").upper() if isinstance(event, dict) else "")
         if why:
             odd = _not_imds(reply, "an event that can't be read (%s)" % why)
         self._listed_events = True
-        return dict(document, Events=events), odd
+        return dict(document, Events=events), odd, lost
 
     def approve(self, *event_ids: str) -> None:
         """Approve events: they start now, for all their Resources. Raises Refused for an unknown EventId."""
@@ -4334,9 +4336,10 @@ class Client:
             reply = self._ask_events(call, body)
         except Refused as refusal:
             if call.interrupted:  # an earlier try may have been accepted, and only its answer lost
-                waiting = [event["EventId"].upper() for event in self._events(call)[0]["Events"]
-                           if event["EventStatus"] == "Scheduled"]
-                if not set(waiting).intersection(each.upper() for each in event_ids):
+                document, _, lost = self._events(call)
+                waiting = lost.union(event["EventId"].upper() for event in document["Events"]
+                                     if event["EventStatus"] == "Scheduled")
+                if "" not in lost and waiting.isdisjoint(each.upper() for each in event_ids):
                     return
             raise Refused("%s; is there such an event (still)? The list of events says" % refusal,
                           refusal.status, refusal.body, refusal.url) from None
@@ -4380,10 +4383,12 @@ class Client:
         while True:
             begun = self._timer()
             try:
-                document, odd = self._events(self._call())
-                if odd and last:  # an event that can't be read now is not gone
-                    listed = {event["EventId"] for event in document["Events"]}
-                    document["Events"] += [event for event in last["Events"] if event["EventId"] not in listed]
+                document, odd, lost = self._events(self._call())
+                if last and lost:  # an event that can't be read now is not gone
+                    listed = {event["EventId"].upper() for event in document["Events"]}
+                    kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
+                            and ("" in lost or event["EventId"].upper() in lost)]
+                    document["Events"] += kept[:MAX_EVENTS]
                 last, failing = document, None
             except Error as error:
                 failing, odd = begun if failing is None else failing, error
@@ -4440,7 +4445,9 @@ class Client:
         renewed = _Token(answer, timer, clock) if isinstance(answer, dict) else None
         del answer
         if renewed is None or not renewed.is_usable:
-            raise _not_imds(reply, "something that is not a token's answer")
+            error = _not_imds(reply, "something that is not a token's answer")
+            del reply, renewed  # an error's frames are not to hold what came
+            raise error
         return renewed
 
     def attested(self, nonce: str = "") -> "Dict[str, str]":
@@ -4587,6 +4594,7 @@ class Client:
                 if failure is None:
                     return reply
                 if not again:
+                    reply = None  # an error's frames are not to hold what came
                     raise failure
                 told, total, first_pause = failure, row.total, 1.0
                 if reply.status == 410:
@@ -4605,7 +4613,7 @@ class Client:
 
             left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
-            asked = reply.retry_after if reply is not None else 0
+            asked, reply = reply.retry_after if reply is not None else 0, None
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
             if last < 0.001 or asked > last:
                 raise told if told and isinstance(problem, _Silence) else failure
@@ -4871,8 +4879,10 @@ def _number(kind: "Type[float]", word: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_int=functools.partial(_number, int), parse_float=functools.partial(_number, float),
-                            parse_constant=functools.partial(_number, float))
+# A call for each int takes long; newer Pythons limit the digits themselves.
+_DECODER = json.JSONDecoder(
+    parse_int=None if hasattr(sys, "set_int_max_str_digits") else functools.partial(_number, int),
+    parse_float=functools.partial(_number, float), parse_constant=functools.partial(_number, float))
 
 
 def _parse_json(data: bytes) -> "Any":
@@ -4912,7 +4922,9 @@ def _content(reply: "Reply") -> "Any":
     else:
         odd = "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type"
     if content is None:
-        raise _not_imds(reply, str(odd))
+        error = _not_imds(reply, str(odd))
+        del reply  # an error's frames are not to hold what came
+        raise error
     return content
 
 
@@ -5179,13 +5191,18 @@ def verify(
     """Yield each of CONTRACT_CHECKS with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
     header = {"Metadata": "true"}
+    listed, problem = [], None  # type: List[Any], Optional[Error]
     try:
         listed = list_in(ask("GET", "/metadata/versions", header)[2], "apiVersions")
-    except Error:  # perhaps only this can't be asked
-        listed = []
+    except Error as error:  # perhaps only this can't be asked
+        problem = error
     offered = named = [each for each in VERSIONS if each in listed]
     if not offered:  # without that list, a request without a version is refused with the newest ones
-        listed = list_in(ask("GET", "/metadata/instance", header)[2], "newest-versions")
+        try:
+            listed = list_in(ask("GET", "/metadata/instance", header)[2], "newest-versions")
+        except Error:
+            if problem:
+                raise
         named = [each for each in VERSIONS if each in listed]
     for row in CONTRACT_CHECKS:
         target = row.target.replace("VERSION", max(named or [NEWEST]))
@@ -5203,8 +5220,8 @@ def verify(
             yield row, "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
             continue
         why = judge(row, reply)
-        if reply.status == 429:
-            yield row, "can't tell", "throttled"
+        if reply.status in (410, 429):
+            yield row, "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
         elif why and not offered and has_shape and _refuses_version(reply):
             yield row, "can't tell", "this service refuses " + version
         else:
@@ -5666,7 +5683,8 @@ def _run_verify(options: "Any") -> int:
             gone[:] = [error]
             raise
         gone.clear()
-        answers.add("failing" if status in (410, 429) or status >= 500 else "imds" if is_like_imds(body) else "other")
+        is_failing = status in (410, 429, 500, 502, 503, 504)
+        answers.add("failing" if is_failing else "imds" if is_like_imds(body) else "other")
         return status, said, body
 
     marks, rows = ("documented", "observed", "chosen"), []  # type: Tuple[str, ...], List[Dict[str, str]]
@@ -5790,7 +5808,7 @@ class _Watch:
             sys.stdout.write("\r\x1b[K")
         if self.incarnation is None and not events and not self.options.json:
             say("imds: no scheduled events yet")
-        if self.options.json and document["DocumentIncarnation"] != self.incarnation:
+        if self.options.json and (document["DocumentIncarnation"], events) != (self.incarnation, self.known):
             _print(format_json(document))
         self.incarnation = document["DocumentIncarnation"]
         for event_id in list(events) + [gone for gone in self.known if gone not in events]:
@@ -6179,13 +6197,16 @@ def _run_ctl(options: "Any") -> int:
         raise Error("there is no control at %s: start the emulator with --control" % url) from None
     except Refused as error:
         said = parsed_or_none((error.body or "").encode())
-        raise Error(said["error"] if isinstance(said, dict) and "error" in said else error.message) from None
-    if not isinstance(answer, dict) or ("result" if name else "schedule") not in answer:
-        raise NotIMDS("what answers at %s is no emulator: it says something else" % url)
-    for row in [] if name else answer.values():
-        _print("\n".join(textwrap.wrap(row["signature"], 79, subsequent_indent="        ")))
-        _print(textwrap.indent(row["documentation"], "    "))
-    result = answer["result"] if name else None
+        why = said.get("error") if isinstance(said, dict) else None
+        raise Error(why if isinstance(why, str) else error.message) from None
+    try:
+        result, rows = (answer["result"], []) if name else (None, [answer[each] for each in OPERATIONS])
+        listed = [(row["signature"] + "", row["documentation"] + "") for row in rows]
+    except (KeyError, TypeError):
+        raise NotIMDS("what answers at %s is no emulator: it says something else" % url) from None
+    for signature, documentation in listed:
+        _print("\n".join(textwrap.wrap(signature, 79, subsequent_indent="        ")))
+        _print(textwrap.indent(documentation, "    "))
     if result is not None:
         _print(result if isinstance(result, str) else _json(result))
     return 0

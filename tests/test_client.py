@@ -800,6 +800,9 @@ class Events(Case):
                               (events(waiting.replace("E1", "e1")), False)):
             result, _, requests = self.call(lambda client: client.approve("E1"), None, reply(400, b"{}"), listed)
             self.assertEqual((type(result), requests), (type(None) if taken else imds.Refused, 3))
+        for odd in ('{"EventId":"e1"}', "{}"):  # it may be the one that can't be read
+            result, _, _ = self.call(lambda client: client.approve("E1"), None, reply(400, b"{}"), events(odd))
+            self.assertEqual(type(result), imds.Refused)
         result, _, requests = self.call(lambda client: client.approve("E1"), reply(400, b"{}"), events())
         self.assertEqual((type(result), requests), (imds.Refused, 1))
 
@@ -992,6 +995,9 @@ class Secrets(unittest.TestCase):
             seen.append(error)
             for frame, _ in traceback.walk_tb(error.__traceback__):  # also what only those who walk the frames find
                 errors += [each for each in frame.f_locals.values() if isinstance(each, Exception)]
+                for each in frame.f_locals.values():
+                    if isinstance(each, imds.Reply):
+                        self.assertNotIn(SECRET.encode(), each.data, "answer %d: in a frame" % where)
             texts = [str(error), repr(error), repr(error.args), repr(vars(error))]
             texts += traceback.TracebackException(type(error), error, error.__traceback__, capture_locals=True).format()
             for text in texts:

@@ -357,11 +357,17 @@ class Ctl(unittest.TestCase):
         self.assertIn("no emulator answers at http://127.0.0.1:9; start one", run("ctl", "--url", "http://127.0.0.1:9", "now")[2])
 
     def test_what_is_no_emulator(self):
-        for body in (b"[]", b'"x"', b'{"a":5}', b"{}", b"5"):
+        for body in (b"[]", b'"x"', b'{"a":5}', b"{}", b"5", b'{"schedule":1}'):
             for operation in ([], ["faults"]):
                 with self.subTest(body=body, operation=operation), Script(reply(200, body)) as server:
                     code, out, errors, = run("ctl", "--url", server.url, *operation)
                     self.assertEqual((code, out, "Traceback" in errors), (5, "", False))
+
+    def test_refusals_in_other_words(self):
+        for body in (b'{"error":{}}', b'{"error":5}', b'{"error":null}', b"[]"):
+            with self.subTest(body=body), Script(reply(400, body)) as server:
+                code, out, errors = run("ctl", "--url", server.url, "faults")
+                self.assertEqual((code, out, "answered 400" in errors), (1, "", True))
 
     def test_exec_control(self):
         script = "import os, subprocess, sys; raise SystemExit(subprocess.call([sys.executable, %r, 'ctl', 'faults']))"

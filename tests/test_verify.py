@@ -304,7 +304,8 @@ class Command(unittest.TestCase):
             (["instance/compute/nonsense: 503 always"], [], 1), (["HEAD: 404 always"], [], 1),
             (["identity/getplatformmetadata: 503 always"], [], 0), (["identity/getplatformmetadata: 503 always"], ["--strict"], 1), ([], ["--strict"], 0),
             (["portal always"], [], 5), (["404 always"], [], 5), (["redirect always"], [], 5),
-            (["410 always"], [], 4), (["503 always"], [], 4), (["429 always"], [], 4), (["versions: reset always"], [], 0),
+            (["410 always"], [], 4), (["503 always"], [], 4), (["instance: reset", "versions: 404 always"], [], 1),
+            (["versions: reset", "instance: reset"], [], 3), (["loadbalancer: 410 always"], [], 0), (["429 always"], [], 4), (["versions: reset always"], [], 0),
         ):
             with self.subTest(faults=faults, arguments=arguments), imds.Emulator(faults=faults) as vm:
                 self.assertEqual(verify(vm.url, *arguments)[0], code)

@@ -115,6 +115,13 @@ class Program(unittest.TestCase):
             lists = self.changes(server.url, 3)
         self.assertEqual([[shown["EventId"] for shown in document["Events"]] for document in lists], [[], ["E1"], []])
 
+    def test_what_is_gone_beside_one_that_can_not_be_read(self):
+        odd = event("E1").replace('["avset2"]', "null")
+        for unread, left in ((odd, ["E1"]), (odd.replace("E1", "e1"), ["E1"]), ("{}", ["E1", "E2"]), ('{"EventId":"E9"}', [])):
+            with Script(listed(event("E1"), event("E2")), listed(unread, incarnation=2)) as server:
+                lists = self.changes(server.url, 2)
+            self.assertEqual([shown["EventId"] for shown in lists[1]["Events"]], left)
+
     def test_good_events_among_odd_ones(self):
         odd = [event("E2", not_before="soon"), event("E3", not_before="99999-01-01T00:00:00Z"),
                event("E4", description="\\ud800"), event("E5").replace('["avset2"]', '"avset2"'), '{"EventId":[]}']
