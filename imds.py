@@ -3350,13 +3350,13 @@ class Conversation:
     """HTTP with one client.
 
     ``ending``: "" while it goes on, or what the connection does once all is sent: "close", "reset", or "hang" until the
-    client closes it. ``lingers``: it closes while the client may still be sending. ``in_request``: a request has begun
-    and is not complete. ``pending``: more requests may be complete, and ``receive()`` with no data answers them.
+    client closes it. ``in_request``: a request has begun and is not complete. ``pending``: more requests may be
+    complete, and ``receive()`` with no data answers them.
     """
 
     def __init__(self, bench: "Bench", peer: str = "127.0.0.1") -> None:
         self._bench, self._peer, self._unread = bench, peer, bytearray()
-        self.ending, self.lingers, self.in_request, self.pending = "", False, False, False
+        self.ending, self.in_request, self.pending = "", False, False
         self._machine, self._line = self._run(), ""  # the line of the request that is being read
         self._exchange: "Optional[Exchange]" = None  # the last one
 
@@ -3383,15 +3383,16 @@ class Conversation:
             if replies >= MAX_REPLIES or size >= MAX_REPLY_SIZE:
                 self.pending = bool(self._unread) and not self.ending
                 break
-        if self.ending and self._unread:
+        if self.ending:
             self._unread.clear()
-            self.lingers = True
         if fresh and replies == 1 and not self.in_request and not self._unread and len(data) <= MAX_REPEATED:
             self._keep(moment, data, sent[0][1])
         return sent
 
     def hold(self, data: bytes) -> None:
-        """Keep what the client sent until the next ``receive()``."""
+        """Keep what the client sent until the next ``receive()``, if there is to be one."""
+        if self.ending:
+            return
         self._unread += data
         self.pending = True
         if len(self._unread) > MAX_HEADERS:
@@ -3541,7 +3542,7 @@ class Conversation:
         self._exchange = self._bench.refuse(rule, line, self._peer)
         with_body = not line.startswith("HEAD ")
         self._unread.clear()
-        self.ending, self.lingers, self.in_request = "close", True, False
+        self.ending, self.in_request = "close", False
         return [(0, format_response(self._exchange.response, with_body, "close"))]
 
 
@@ -3650,7 +3651,7 @@ def _server_class() -> "Any":
             pending, self.pending = self.pending, []
             for connection in pending:
                 self.guard(connection, self.converse)
-            while self.timers and self.timers[0][0] <= time.monotonic():
+            while self.timers and self.timers[0][0] <= self.now:  # what falls due meanwhile can wait its turn
                 connection = heapq.heappop(self.timers)[2]
                 connection.unsent, connection.since = connection.later.popleft()[1], self.now
                 self.guard(connection, self.send)
@@ -3773,13 +3774,12 @@ def _server_class() -> "Any":
                     self.pending.append(connection)
 
         def end(self, connection: "_Connection") -> None:
-            conversation = connection.conversation
-            if conversation.ending == "reset":
+            ending = connection.conversation.ending
+            if ending == "reset":
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            if conversation.ending == "reset" or conversation.ending == "close" and not conversation.lingers:
                 self.drop(connection)
                 return
-            if conversation.ending == "close":  # to close it with unread data would reset it, and lose the answer
+            if ending == "close":  # to close it with unread data would reset it, and lose the answer
                 connection.socket.shutdown(socket.SHUT_WR)
             connection.lingering, connection.since = True, self.now
 
