@@ -1436,6 +1436,8 @@ class _Redactor:
         """Choose a stand-in for each subnet in ``node``: a network of the same size that no other one has."""
         import ipaddress
 
+        if not isinstance(shown, (dict, list)) or not isinstance(node, type(shown)):
+            return
         network = _network(node) if isinstance(node, dict) and "prefix" in shown else None
         if network and network not in self._networks:
             size = network.num_addresses
@@ -1445,9 +1447,7 @@ class _Redactor:
             self._next_network = start + size
             self._networks[network] = ipaddress.IPv4Network((start % 2**32, network.prefixlen), strict=False)
         for name, child in children(node):
-            inner = shown[0] if isinstance(node, list) else shown.get(name)
-            if isinstance(inner, type(child)) and isinstance(child, (dict, list)):
-                self._place(child, inner)
+            self._place(child, shown[0] if isinstance(shown, list) else shown.get(name))
 
     def address(self, value: str) -> str:
         """Keep an address in its subnet; without one, keep whether it is private. Brackets stay."""

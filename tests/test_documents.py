@@ -732,6 +732,8 @@ class Redact(unittest.TestCase):
                 self.assertNotIn("4155550123", text_of(once))
                 shown = [str(value) for _, value in leaves(once)]
                 self.assertEqual(len(set(shown)), len(shown))
+        for odd in ({"instance": [None]}, {"network": [{"interface": 5}]}, {"network": {"interface": {"ipv4": []}}}):
+            imds.redact(odd)  # also what could not be served
         for odd in (None, 5, "x", ["instance"]):
             with self.assertRaises(ValueError):
                 imds.redact(odd)
