@@ -1085,13 +1085,16 @@ def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "D
             "resourceId": said.get("resourceId") or resource_id}
 
 
-LOAD_BALANCER = {name: list(rules[0]) for name, rules in fields(PARTS["loadbalancer"])["loadbalancer"].items()}
+@functools.lru_cache(maxsize=None)
+def _balance_fields() -> "Dict[str, List[str]]":
+    """The lists in a load balancer's document and the names in each item, in the order of the wire."""
+    return {name: list(rules[0]) for name, rules in fields(PARTS["loadbalancer"])["loadbalancer"].items()}
 
 
 def check_load_balancer(document: "Mapping[str, Any]") -> None:
     """Raise ValueError unless this is the document of a load balancer."""
     rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
-    for name in LOAD_BALANCER:
+    for name in _balance_fields():
         for rule in check(rules.get(name, []), list, "loadbalancer." + name):
             check(rule, dict, "loadbalancer." + name)
 
@@ -1109,8 +1112,9 @@ def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
         return {**{name: node[name] for name in names if name in node}, **node}
 
     document = document.get("loadbalancer", document)
-    rules = {name: [ordered(rule, row) for rule in document.get(name, [])] for name, row in LOAD_BALANCER.items()}
-    return ordered(dict(document, **rules), LOAD_BALANCER)
+    shown = _balance_fields()
+    rules = {name: [ordered(rule, row) for rule in document.get(name, [])] for name, row in shown.items()}
+    return ordered(dict(document, **rules), shown)
 
 
 def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
@@ -4853,7 +4857,7 @@ def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[E
     status, path = reply.status, reply.url.partition("?")[0].partition("/metadata/")[2]
     if status == 200 or status == 204 and body is not None:
         return None, False
-    if status == 404 and path in RETRIED_404 and not _is_foreign(reply) and b"Invalid version" not in reply.data:
+    if status == 404 and path in RETRIED_404 and not _is_foreign(reply) and not _says_invalid_version(reply):
         return _failure(Unavailable, reply, RETRIED[404]), True
     if status != 404 and status in RETRIED or 500 <= status < 600 and status != 511:
         return _failure(Unavailable, reply, RETRIED.get(status, "try again later")), True
@@ -4865,6 +4869,11 @@ def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[E
         return _failure(NotFound, reply, "check the path and the api-version"), False
     advice = "the guest proxy agent may keep this program out" if status == 403 else "check the request"
     return _failure(Refused, reply, advice), False
+
+
+def _says_invalid_version(reply: "Reply") -> bool:
+    """Whether it is how the service of 2018 refuses an api-version."""
+    return reply.status == 404 and b"Invalid version" in reply.data
 
 
 def _is_foreign(reply: "Reply") -> bool:
@@ -4946,7 +4955,7 @@ def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
 def _offered(reply: "Reply") -> "List[str]":
     """The api-versions to try after a refusal, the best first: the newest of newest-versions. The service of 2018 has
     no such list, but answers 404 "Invalid version": then its versions."""
-    if reply.status == 404 and b"Invalid version" in reply.data:
+    if _says_invalid_version(reply):
         return sorted(CLOUDS["AzurePublicCloud"].versions_in_2018, reverse=True)
     versions = [each for each in list_in(reply.data, "newest-versions")
                 if isinstance(each, str) and re.match(DATE, each)]
@@ -5229,8 +5238,7 @@ def verify(
 
 
 def _refuses_version(reply: "Reply") -> bool:
-    return reply.status == 400 and b'"newest-versions"' in reply.data or (
-        reply.status == 404 and b"Invalid version" in reply.data)
+    return reply.status == 400 and b'"newest-versions"' in reply.data or _says_invalid_version(reply)
 
 
 def is_like_imds(body: bytes) -> bool:
