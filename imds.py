@@ -1330,7 +1330,7 @@ class _Redactor:
         return value if re.match(r"-?\d{1,15}\Z", value) else self.value(value)
 
     def value(self, value: str) -> str:
-        return self.guid(value) if re.match(GUID, value) else self.number("value", value)
+        return self.name(value) if re.match(GUID, value) else self.number("value", value)
 
     def tag(self, value: str) -> str:
         return self.number("tag", value.lower())
@@ -1357,9 +1357,11 @@ class _Redactor:
         return value if re.match(VM_SIZE, value) else self.value(value)
 
     def name(self, value: str) -> str:
-        """Keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX only "web" and HEX are replaced."""
+        """Keep the case of a GUID; of any other name keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX
+        only "web" and HEX are replaced."""
         if re.match(GUID, value):
-            return self.guid(value)
+            text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
+            return text.upper() if value.isupper() else text
         found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,3}|0000[0-9A-Z]{2})(?:_([0-9a-f]{32}))?\Z",
                          value, re.S | re.I)
         if not found or found.group(1).isdigit():
@@ -1367,12 +1369,7 @@ class _Redactor:
         unique = "_" + self.number("hex", found.group(3).lower(), "%032x") if found.group(3) else ""
         return self.number("name", found.group(1).lower()) + found.group(2) + unique
 
-    def guid(self, value: str) -> str:
-        """Keep the case of a GUID; redact anything else as a name."""
-        if not re.match(GUID, value):
-            return self.name(value)
-        text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
-        return text.upper() if value.isupper() else text
+    guid = name  # either may stand where the other is expected
 
     def id(self, value: str) -> str:
         """A resource id is types and names in turn, where "providers" is followed by a namespace. Redact all else
@@ -1386,7 +1383,7 @@ class _Redactor:
                           or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+){1,3})\Z", word)
                           or kind == "locations" and word.lower() in REGIONS
                           or kind == "virtualmachines" and in_set and re.match(r"\d{1,4}\Z", word))
-                words[at] = word if public or not word else self.guid(word)
+                words[at] = word if public or not word else self.name(word)
                 kind, in_set = "", kind == "virtualmachinescalesets"
             elif word.lower() in RESOURCE_TYPES:
                 kind = word.lower()
@@ -1399,9 +1396,9 @@ class _Redactor:
 
     def file(self, value: str) -> str:
         words = value.split("/")
-        is_user = [at == 2 and words[1] in ("home", "Users") for at in range(len(words))]
-        return "/".join(self.name(word) if word and (user or word not in PUBLIC_FOLDERS) else word
-                        for word, user in zip(words, is_user))
+        in_home = words[1:2] in (["home"], ["Users"])  # of a user, whose name may be that of a folder
+        return "/".join(word if not word or word in PUBLIC_FOLDERS and not (in_home and at == 2) else self.name(word)
+                        for at, word in enumerate(words))
 
     def key(self, value: str) -> str:
         """An SSH key that nobody has."""
