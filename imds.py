@@ -4768,15 +4768,22 @@ def _transport() -> "Callable[..., Reply]":
 
     handler = urllib.request.HTTPHandler()
 
-    def fetch(
-        url: str, body: "Optional[bytes]", limit: "_Limit", verb: "Optional[str]" = None,
-        headers: "Optional[Mapping[str, str]]" = None,
-    ) -> "Reply":
-        sent = dict({"Metadata": "true"} if headers is None else headers, **{"User-Agent": "imds.py/" + __version__})
+    @functools.lru_cache(maxsize=8)  # programs ask the same again, and making it takes as long as parsing an answer
+    def request_for(
+        url: str, body: "Optional[bytes]", verb: "Optional[str]", headers: "Tuple[Tuple[str, str], ...]",
+    ) -> "urllib.request.Request":
+        sent = dict(headers, **{"User-Agent": "imds.py/" + __version__})
         if body is not None:
             sent["Content-Type"] = "application/json"
         request = urllib.request.Request(url, body, sent, method=verb)
         request.timeout = None
+        return request
+
+    def fetch(
+        url: str, body: "Optional[bytes]", limit: "_Limit", verb: "Optional[str]" = None,
+        headers: "Optional[Mapping[str, str]]" = None,
+    ) -> "Reply":
+        request = request_for(url, body, verb, (("Metadata", "true"),) if headers is None else tuple(headers.items()))
         problem: "Optional[BaseException]" = None
         odd = ""
         try:
@@ -4833,15 +4840,12 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
 
 def _read(response: "Any") -> bytes:
     """The body of a response. Raises OSError, or _TooMuch."""
-    chunks, size = [], 0  # type: List[bytes], int
-    for chunk in iter(lambda: response.read1(65536), b""):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MAX_REPLY:
-            raise _TooMuch()
+    data = response.read(MAX_REPLY + 1)
+    if len(data) > MAX_REPLY:
+        raise _TooMuch()
     if response.length:  # the connection ended too soon
         raise ConnectionResetError("the answer is cut off")
-    return b"".join(chunks)
+    return data
 
 
 def _is_nobody(problem: "Any") -> bool:
@@ -4851,9 +4855,10 @@ def _is_nobody(problem: "Any") -> bool:
 
 def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[Error], bool]":
     """The Error that a reply means, or None, and whether to try again."""
-    status, path = reply.status, reply.url.partition("?")[0].partition("/metadata/")[2]
+    status = reply.status
     if status == 200 or status == 204 and body is not None:
         return None, False
+    path = reply.url.partition("?")[0].partition("/metadata/")[2]
     if status == 404 and path in RETRIED_404 and not _is_foreign(reply) and not _says_invalid_version(reply):
         return _failure(Unavailable, reply, RETRIED[404]), True
     if status != 404 and status in RETRIED or 500 <= status < 600 and status != 511:
