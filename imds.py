@@ -3301,7 +3301,7 @@ setInterval(look, 1000); look();
 
 MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
 MAX_CHUNKS = 1024  # of a body
-MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # answers to pipelined requests, and bytes, before other clients' turn
+MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # answers in a row, and bytes, before it is the turn of other clients
 MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer a Moment keeps; how many answers it keeps
 DRIP_TIME = 0.02  # seconds between two bytes of the fault "drip"
 HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
@@ -3595,6 +3595,7 @@ def _server_class() -> "Any":
     import struct
 
     READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+    TOGETHER = getattr(socket, "MSG_MORE", 0)  # on Linux the last bytes wait for the end of the connection
 
     class Server(http.server.HTTPServer):
         """An HTTPServer, bound and listening, that serves every connection from one thread."""
@@ -3671,7 +3672,7 @@ def _server_class() -> "Any":
             self.selector.close()
 
         def accept(self) -> None:
-            while True:
+            for _ in range(MAX_REPLIES):
                 if len(self.connections) >= self.most and not self.make_room():
                     return
                 try:
@@ -3687,6 +3688,8 @@ def _server_class() -> "Any":
                     self.connections.add(connection)
                 except (OSError, ValueError):  # the client is gone already (on macOS)
                     client.close()
+                    continue
+                self.guard(connection, self.serve)  # most have sent their request by now
 
         def make_room(self) -> bool:
             """Drop the connection that is idle for longest; if none is, stop accepting for now."""
@@ -3758,7 +3761,8 @@ def _server_class() -> "Any":
                     heapq.heappush(self.timers, (time.monotonic() + later[0][0], id(connection), connection))
                     break
                 try:
-                    sent = connection.socket.send(connection.unsent)
+                    is_last = not later and connection.conversation.ending == "close"
+                    sent = connection.socket.send(connection.unsent, TOGETHER if is_last else 0)
                 except (BlockingIOError, InterruptedError):
                     sent = 0
                 connection.unsent = connection.unsent[sent:]
@@ -4840,7 +4844,7 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
 
 def _read(response: "Any") -> bytes:
     """The body of a response. Raises OSError, or _TooMuch."""
-    data = response.read(MAX_REPLY + 1)
+    data: bytes = response.read(MAX_REPLY + 1)
     if len(data) > MAX_REPLY:
         raise _TooMuch()
     if response.length:  # the connection ended too soon

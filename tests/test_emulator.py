@@ -663,6 +663,22 @@ class Fairness(Case):
             count = flood.count(b"GET")
             self.until(lambda: len(lines) == count + 1)  # noqa: B023
 
+    def test_newcomers_let_others_in(self):
+        lines = []
+
+        def log(line):  # in the server's thread: many come after the first request
+            lines.append(line)
+            if len(lines) == 1:
+                for _ in range(200):
+                    self.connect(vm).sendall(REQUEST)
+                other.sendall(REQUEST.replace(b"compute/name", b"compute/zone"))
+
+        vm = self.start(log=log)
+        other = self.connect(vm)
+        self.connect(vm).sendall(REQUEST)
+        self.assertEqual(status(read_answer(other)), 200)
+        self.assertLess(next(at for at, line in enumerate(lines) if "compute/zone" in line), 40)
+
     def test_a_client_that_does_not_read_is_not_read(self):
         answered = []
         with imds.Emulator({"compute": {"userData": "a" * 40000}}, log=answered.append) as vm:
