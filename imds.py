@@ -3854,6 +3854,16 @@ def _several(words: "Iterable[str]") -> "List[str]":
     return [words] if isinstance(words, str) else list(words)
 
 
+THREAD_NAME = "imds-emulator"
+
+
+def _is_in_log() -> bool:
+    """Whether an emulator's thread calls, as in ``log``. It has the lock, so it can't wait for itself or a sibling."""
+    import threading
+
+    return threading.current_thread().name == THREAD_NAME
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host."""
     return host in ("localhost", "::1") or host.startswith("127.")
@@ -3935,9 +3945,8 @@ class Emulator:
         """Listen, and answer from a thread of its own."""
         import threading
 
-        ending = self._ending
-        if ending and ending is not threading.current_thread():
-            ending.join()  # it may still have the port
+        if self._ending and not _is_in_log():
+            self._ending.join()  # it may still have the port
         with self._starting:
             if self._server:
                 raise RuntimeError("the emulator at %s is already started" % self.url)
@@ -3946,7 +3955,7 @@ class Emulator:
             except OSError as error:
                 error.filename = "%s port %d" % self._address  # which its message shows
                 raise
-            thread = threading.Thread(target=server.serve_forever, name="imds-emulator", daemon=True)
+            thread = threading.Thread(target=server.serve_forever, name=THREAD_NAME, daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:
@@ -3966,14 +3975,12 @@ class Emulator:
 
     def stop(self) -> None:
         """Close every connection and the port, at once."""
-        import threading
-
         with self._starting:
             server, thread, self._server, self._thread = self._server, self._thread, None, None
             self._ending = thread or self._ending
         if server and thread:
             server.shutdown()
-            if thread is threading.current_thread():  # called by ``log``: it ends after this turn of its loop,
+            if _is_in_log():  # the thread ends after this turn of its loop,
                 server.socket.close()  # but its port is free at once
             else:
                 thread.join()
@@ -4052,7 +4059,7 @@ class Emulator:
                         return found
                     if time.monotonic() >= until:
                         self._bench.assert_requested(path, times=times, **like)
-                    came.wait(max(0, until - time.monotonic()))
+                    came.wait(min(max(0, until - time.monotonic()), 60))
             finally:
                 self._bench.watchers.remove(came.notify_all)
 

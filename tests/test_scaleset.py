@@ -1,5 +1,6 @@
 """Rooms 3, 8 and 10: the VMs of a scale set: their numbers, one clock, one list of events, serve --scale-set."""
 
+import contextlib
 import json
 import os
 import socket
@@ -179,6 +180,25 @@ class Settings(unittest.TestCase):
                 vms.start()
             for vm in vms:
                 self.assertRaises(RuntimeError, lambda vm=vm: vm.port)
+
+    def test_a_log_may_stop_all_while_another_is_asked(self):
+        clients, threads = [], []
+
+        def log(line):  # in the thread of the first VM
+            if not clients:
+                clients.append(socket.create_connection(("127.0.0.1", vms[1].port), 5))
+                clients[0].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                time.sleep(0.1)  # until the thread of the second one waits for this one
+                vms.stop()
+
+        vms = imds.ScaleSet(2, log=log).start()
+        threads += [vm._thread for vm in vms]
+        with contextlib.suppress(imds.Error):
+            vms[0].get("compute/name")
+        for thread in threads:
+            thread.join(5)
+        clients[0].close()
+        self.assertFalse(any(thread.is_alive() for thread in threads), "they wait for each other")
 
     @unittest.skipUnless(hasattr(os, "sched_getaffinity"), "no figures for this system")
     def test_200_start_and_stop_fast(self):
