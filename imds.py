@@ -3555,7 +3555,7 @@ class Conversation:
 # Conversation; a timer sends what it wants sent later. An exception ends one connection, and no other.
 # ==================================================================================================
 
-REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request, between two, to read a refusal
+REQUEST_TIME, IDLE_TIME, LINGER_TIME = 10, 120, 5  # seconds: to send a request; without any progress; to read the end
 READ_SIZE = 16384  # bytes at a time
 MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512 sockets on Windows
 
@@ -3579,7 +3579,7 @@ class _Connection:
     def time_left(self, now: float) -> float:
         if self.later or self.conversation.ending == "hang":  # a fault holds it open: no time-out
             return 1
-        limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.is_busy() else IDLE_TIME
+        limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.conversation.in_request else IDLE_TIME
         return self.since + limit - now
 
 
@@ -3931,7 +3931,8 @@ class Emulator:
         hosts = {name.lower() for name in [host, "localhost"] + _several(allow_hosts)}
         vm, events, lock = among or (0, None, threading.RLock())
         self._bench = Bench(
-            self.clock, instance, log=log, profile=profile, cloud=cloud, versions=versions, as_of=as_of,
+            self.clock, instance, log=log, profile=profile, cloud=cloud, as_of=as_of,
+            versions=None if versions is None else _several(versions),
             rate_limit=rate_limit, identities=identities, load_balancer=load_balancer, attested_flaw=attested_flaw,
             attested_issuer=attested_issuer, only_hosts=hosts if is_loopback(host) else None, hosts=hosts,
             control=control, vm=vm, events=events, faults=_several(faults))
@@ -4035,7 +4036,8 @@ class Emulator:
 
     instance, requests = property(_locked(Bench.instance)), property(_locked(Bench.requests))
     identities = property(_locked(Bench.identities), _locked(Bench.identities))
-    load_balancer = property(_locked(Bench.load_balancer), _locked(Bench.load_balancer))
+    load_balancer = property(_locked(Bench.load_balancer), _locked(
+        lambda bench, document: bench.load_balancer(False if document is None else document)))
     update, schedule, play = _locked(Bench.update), _locked(Bench.schedule), _locked(Bench.play)
     approve, cancel, events = _locked(Bench.approve), _locked(Bench.cancel), _locked(Bench.events)
     advance, freeze, resume = _locked(Bench.advance), _locked(Bench.freeze), _locked(Bench.resume)

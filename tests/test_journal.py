@@ -263,6 +263,11 @@ class WaitFor(unittest.TestCase):
                 vm.wait_for(NAME, timeout=0.2)
             self.assertLessEqual(len(looks), 4)
 
+    def test_for_ever(self):
+        with imds.Emulator() as vm:
+            threading.Timer(0.1, vm.get, ["compute/name"]).start()
+            self.assertEqual(len(vm.wait_for("instance", timeout=float("inf"))), 1)
+
 
 class Reset(unittest.TestCase):
     def test_everything_is_as_it_was(self):
