@@ -34,14 +34,15 @@ class Browser:
 
     def __init__(self):
         self.profile = tempfile.mkdtemp()
-        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.base = self.session = None
+        for _ in range(5):  # it ends at once where the port that it finds is free for IPv6 only
+            self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            found = filter(None, (re.search(rb"successfully on port (\d+)", line) for line in self.driver.stdout))
+            self.base = next((int(each.group(1)) for each in found), None)
+            if self.base:
+                break
+            self.driver.communicate(timeout=10)
         try:
-            for line in self.driver.stdout:
-                found = re.search(rb"successfully on port (\d+)", line)
-                if found:
-                    self.base = int(found.group(1))
-                    break
             arguments = list(FLAGS) + ["--user-data-dir=" + self.profile]
             self.session = self.send("POST", "/session", {"capabilities": {"alwaysMatch": {
                 "browserName": "chrome", "goog:chromeOptions": {"binary": CHROMIUM, "args": arguments},
