@@ -1229,8 +1229,9 @@ PUBLIC_WORDS = frozenset("""
     azuregermancloud azurestack none readonly readwrite fromimage empty attach copy restore upload import
     standard_lrs standard_zrs standardssd_lrs standardssd_zrs premium_lrs premium_zrs premiumv2_lrs ultrassd_lrs local
     cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low spot deallocate delete edgezone
-    windows_client windows_server rhel_byos rhel_base rhel_eus rhel_sapapps rhel_sapha rhel_basesapapps sles_byos sles
-    sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable running runninguser unknown preprovisionedvm
+    windows_client windows_server rhel_byos rhel_base rhel_eus rhel_els_6 rhel_sapapps rhel_sapha rhel_basesapapps
+    rhel_basesapha sles_byos sles sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable running runninguser unknown
+    preprovisionedvm
     virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
     """.split() + [each.lower() for each in EVENT_TYPES])
 REGIONS = frozenset("""
@@ -1244,21 +1245,26 @@ REGIONS = frozenset("""
     switzerlandwest taiwannorth uaecentral uaenorth uksouth ukwest usdodcentral usdodeast usgovarizona usgoviowa
     usgovtexas usgovvirginia uscentral useast useast2 uswest uswest2 uswest3 westcentralus westeurope westindia westus
     westus2 westus3""".split())
+GALLERY_IDS = ("id", "communityGalleryImageId", "sharedGalleryImageId")
 # Who publishes images for everybody. The name of any other image could tell whose VM it is.
 PUBLISHERS = frozenset("""
-    almalinux canonical credativ debian kinvolk microsoft-aks microsoft-dsvm microsoftcblmariner microsoftsqlserver
-    microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver openlogic oracle redhat resf suse
+    almalinux azuredatabricks azureopenshift canonical center-for-internet-security-inc coreos credativ debian kinvolk
+    microsoft-ads microsoft-aks microsoft-dsvm microsoft-hpc microsoftcblmariner microsoftsharepoint microsoftsqlserver
+    microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver microsoftwindowsserverhpcpack nvidia openlogic
+    oracle redhat redhat-limited resf suse
     """.split())
 RESOURCE_TYPES = frozenset("""
-    artifacttypes communitygalleries disks galleries hostgroups hosts images keys loadbalancers locations
-    networkinterfaces offers providers publicipaddresses publishers resourcegroups secrets sharedgalleries skus
-    snapshots storageaccounts subnets subscriptions userassignedidentities vaults versions virtualmachines
-    virtualmachinescalesets virtualnetworks""".split())
+    artifacttypes availabilitysets capacityreservationgroups communitygalleries diskencryptionsets disks extensions
+    galleries hostgroups hosts images keys loadbalancers locations networkinterfaces offers providers
+    proximityplacementgroups publicipaddresses publishers resourcegroups secrets sharedgalleries skus snapshots
+    storageaccounts subnets subscriptions userassignedidentities vaults versions virtualmachines virtualmachinescalesets
+    virtualnetworks""".split())
 RESOURCE_PROVIDERS = frozenset(
     "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
-PUBLIC_FOLDERS = frozenset(["", "home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
-VM_SIZE = (r"(?:Basic|Standard)_[A-Z]{1,4}\d{1,4}(?:-\d{1,3})?[a-z]{0,6}"
-           r"(?:_(?:A100|H100|H200|V620|GH200|A10|T4|MI300X|cc|[A-Z]{2}\d{2,4}|\d{1,2}))?(?:_v\d{1,2})?(?:_Promo)?\Z")
+PUBLIC_FOLDERS = frozenset(["home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
+VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|NCC?|ND|NG|NP|NV|PB)[0-9]{1,4}"
+           r"(?:-[0-9]{1,3})?[abdeilmnoprstx]{0,6}(?:_(?:cc|[AHTV][0-9]{1,3}|GH200|MI300X|NDR_GB[23]00"
+           r"|xl_RTXPRO6000BSE|[0-9]{1,2}))?(?:_v[0-9]{1,2})?(?:_Promo)?\Z")
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
 PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
@@ -1268,6 +1274,7 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     replaces all that no table calls public; equal values of one kind get the same stand-in. The attested document
     is left out: its signature can't be redacted. Raises ValueError."""
     check_plain(check(vm, dict, "the VM"), "the VM")
+    vm = json.loads(json.dumps(vm))  # tuples are lists
     parts = vm if set(PARTS).intersection(vm) else {"instance": vm}
     redactor = _Redactor(parts)
     return {part: redactor.clean(parts[part], everything() if part == "instance" else fields(PARTS[part]))
@@ -1281,6 +1288,9 @@ class _Redactor:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
         self._networks: "Dict[Any, Any]" = {}  # subnet -> its stand-in
         self._next_network = 0x0A100000  # 10.16.0.0
+        self._published: "set[str]" = set()  # publisher, offer and sku of images from PUBLISHERS, in lower case
+        scale_set = ("instance", "compute", "vmScaleSetName")
+        self._set = str(find(parts, scale_set) or "") if has(parts, scale_set) else ""
         self._place(parts.get("instance"), everything())  # first, for address() needs it
         self._prefixes = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
@@ -1292,13 +1302,14 @@ class _Redactor:
                 inner = dict(inner, **{name: inner[meant] for name, meant in IDENTITY_KEYS.items()})
             elif "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
                 inner = inner["loadbalancer"]
-            published = str(node.get("publisher", "")).lower() in PUBLISHERS
-            cleaned = {name if name in inner else self.number("field", name):
-                       self.clean(child, inner.get(name), published) for name, child in node.items()}
-            network = _network(node) if "prefix" in inner else None
-            if network in self._networks:
-                cleaned["address"] = str(self._networks[network].network_address)
-            return cleaned
+            published = str(node.get("publisher", "")).lower() in PUBLISHERS and not any(
+                map(node.get, GALLERY_IDS))  # in a gallery, the owner chooses the words
+            if published:
+                self._published.update(str(node.get(name, "")).lower() for name in ("publisher", "offer", "sku"))
+            network = self._networks.get(_network(node) if "prefix" in inner else None)
+            return {name if name in inner else self.number("field", name):
+                    str(network.network_address) if network and name == "address" else
+                    self.clean(child, inner.get(name), published) for name, child in node.items()}
         if isinstance(node, list):
             item = shown[0] if isinstance(shown, list) else shown if isinstance(shown, Field) else None
             return [self.clean(child, item, published) for child in node]
@@ -1309,11 +1320,12 @@ class _Redactor:
             return "user:" + self.name(name.partition(",")[0]) if kind == "user" else "system"
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
-            return node == "true"
-        if isinstance(node, int) and (kind == "count" and abs(node) < 10**15 or kind == "word" and -1 <= node < 1000):
-            return node  # the platform set it
+            return node in (True, "true")
+        most = {"count": 10**15, "word": 1000}.get(kind, -1)  # below this, the platform set it
+        if isinstance(node, int) and -1 <= node < most:
+            return node
         if not isinstance(node, str):
-            return type(node)(1000 + int(self.number("number", str(node), "%d")))
+            return type(node)(max(most, 1000) + int(self.number("number", str(node), "%d")))
         if kind in ("image", "version") and published:
             return node
         return str(getattr(self, kind)(node))
@@ -1324,10 +1336,10 @@ class _Redactor:
         return (form or kind + "%d") % numbers.setdefault(value, len(numbers) + 1)
 
     def word(self, value: str) -> str:
-        return value if value.lower() in PUBLIC_WORDS or re.match(r"\d{1,3}\Z", value) else self.value(value)
+        return value if value.lower() in PUBLIC_WORDS or re.match(r"(-1|[0-9]{1,3})\Z", value) else self.value(value)
 
     def count(self, value: str) -> str:
-        return value if re.match(r"-?\d{1,15}\Z", value) else self.value(value)
+        return value if re.match(r"(-1|0|[1-9][0-9]{0,14})\Z", value) else self.value(value)
 
     def value(self, value: str) -> str:
         return self.name(value) if re.match(GUID, value) else self.number("value", value)
@@ -1342,14 +1354,16 @@ class _Redactor:
     def image(self, value: str) -> str:
         return value if value == "latest" else self.number("image", value.lower())
 
-    plan = image  # the same stand-ins: whether a plan is that of the image still shows
+    def plan(self, value: str) -> str:
+        """As an image, so that it still shows whether a plan is that of the image."""
+        return value if value.lower() in self._published else self.image(value)
 
     def version(self, value: str) -> str:
-        return value if re.match(r"\d+(?:\.\d+){1,4}\Z", value) else self.image(value)
+        return value if re.match(r"[0-9]+(?:\.[0-9]+){1,4}\Z", value) else self.image(value)
 
     def region(self, value: str) -> str:
         """Keep the zone of a physical zone, like "westus-AZ01"."""
-        zone = value[-5:] if re.match(r"-AZ\d\d\Z", value[-5:]) else ""
+        zone = value[-5:] if re.match(r"-AZ[0-9]{2}\Z", value[-5:]) else ""
         region = value[:len(value) - len(zone)].lower().replace(" ", "")
         return value if region in REGIONS else self.number("region", region) + zone
 
@@ -1358,12 +1372,13 @@ class _Redactor:
 
     def name(self, value: str) -> str:
         """Keep the case of a GUID; of any other name keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX
-        only "web" and HEX are replaced."""
+        only "web" and HEX are replaced. After the name of the VM's scale set, numbers may be longer."""
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
-        found = re.match(r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_\d{1,3}|0000[0-9A-Z]{2})(?:_([0-9a-f]{32}))?\Z",
-                         value, re.S | re.I)
+        in_set = r"(%s)(_[0-9]{1,5}|00[0-9A-Z]{4})()\Z" % re.escape(self._set)
+        found = self._set and re.match(in_set, value, re.I) or re.match(
+            r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_[0-9]{1,3}|0000[0-9A-Z]{2})(?:_([0-9a-f]{32}))?\Z", value, re.S | re.I)
         if not found or found.group(1).isdigit():
             return self.number("name", value.lower())
         unique = "_" + self.number("hex", found.group(3).lower(), "%032x") if found.group(3) else ""
@@ -1380,9 +1395,9 @@ class _Redactor:
         for at, word in enumerate(words):
             if kind:
                 public = (kind == "providers" and word.lower() in RESOURCE_PROVIDERS
-                          or kind == "versions" and re.match(r"(?:latest|\d+(?:\.\d+){1,3})\Z", word)
+                          or kind == "versions" and re.match(r"(?:latest|[0-9]+(?:\.[0-9]+){1,3})\Z", word)
                           or kind == "locations" and word.lower() in REGIONS
-                          or kind == "virtualmachines" and in_set and re.match(r"\d{1,4}\Z", word))
+                          or kind == "virtualmachines" and in_set and re.match(r"[0-9]{1,5}\Z", word))
                 words[at] = word if public or not word else self.name(word)
                 kind, in_set = "", kind == "virtualmachinescalesets"
             elif word.lower() in RESOURCE_TYPES:
@@ -1395,10 +1410,12 @@ class _Redactor:
         return self.number("url", value, "https://redacted.example/%d")
 
     def file(self, value: str) -> str:
-        words = value.split("/")
-        in_home = words[1:2] in (["home"], ["Users"])  # of a user, whose name may be that of a folder
-        return "/".join(word if not word or word in PUBLIC_FOLDERS and not (in_home and at == 2) else self.name(word)
-                        for at, word in enumerate(words))
+        words, is_user = value.split("/"), False
+        for at, word in enumerate(words):
+            if word:
+                words[at] = word if word in PUBLIC_FOLDERS and not is_user else self.name(word)
+                is_user = word in ("home", "Users") and not is_user  # the next, though it may be called like a folder
+        return "/".join(words)
 
     def key(self, value: str) -> str:
         """An SSH key that nobody has."""
@@ -1406,7 +1423,8 @@ class _Redactor:
         import hashlib
 
         words = value.split()
-        told = words if "\n" in value.strip() or "-----" in words[0] else words[:2]  # what follows is a comment
+        has_comment = re.match("(ssh|ecdsa|sk)-", value.strip()) and len(value.strip().splitlines()) == 1
+        told = words[:2] if has_comment else words
         secret = hashlib.sha256(self.number("key", " ".join(told)).encode()).digest()
         blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
         return "ssh-ed25519 %s redacted" % blob
@@ -1479,9 +1497,11 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
     import ipaddress
 
     try:
-        return ipaddress.IPv4Network("%s/%d" % (subnet["address"], int(subnet["prefix"])), strict=False)
-    except (KeyError, TypeError, ValueError):
-        return None
+        if re.match("[0-9]{1,2}\\Z", str(subnet["prefix"])):  # as word() keeps it
+            return ipaddress.IPv4Network("%(address)s/%(prefix)s" % subnet, strict=False)
+    except (KeyError, ValueError):
+        pass
+    return None
 
 
 # The kinds of fields except `bool`: _Redactor has a method for each.

@@ -634,6 +634,11 @@ class Redact(unittest.TestCase):
             ("network/interface", [{"macAddress": "x000D3A36DDED"}], [{"macAddress": "value1"}]),
             ("network/interface", [{"macAddress": "00:0D3A36DDEDzzz"}], [{"macAddress": "value1"}]),
             (keys, "/home/Users/.ssh/authorized_keys", "/home/name1/.ssh/authorized_keys"),
+            (keys, "/var/home/lib/.ssh/authorized_keys", "/var/home/name1/.ssh/authorized_keys"),
+            (keys, "//home//lib/.ssh", "//home//name1/.ssh"), (keys, "/home/home/.ssh", "/home/name1/.ssh"),
+            ("compute/zone", "\u0664\u0661", "value1"), ("compute/version", "\u0664\u0661.\u0665", "image1"),
+            ("compute/platformFaultDomain", "-1", "-1"), ("compute/platformFaultDomain", "-41", "value1"),
+            ("compute/licenseType", "RHEL_BASESAPHA", "RHEL_BASESAPHA"),
         ):
             with self.subTest(path=path, value=value):
                 if path == keys:
@@ -655,6 +660,9 @@ class Redact(unittest.TestCase):
             ("compute/publicKeys/keyData", ["-----BEGIN PUBLIC KEY----- AAAA", "-----BEGIN PUBLIC KEY----- BBBB"], False),
             ("compute/publicKeys/keyData", ["\n-----BEGIN A\nX", "\n-----BEGIN A\nY"], False),
             ("compute/publicKeys/keyData", ["ssh-rsa AAAA\r\nBBBB", "ssh-rsa AAAA\r\nCCCC"], False),
+            ("compute/publicKeys/keyData", ["---- BEGIN SSH2 PUBLIC KEY ---- A", "---- BEGIN SSH2 PUBLIC KEY ---- B"], False),
+            ("compute/publicKeys/keyData", ["no-pty ssh-rsa AAAA", "no-pty ssh-rsa BBBB"], False),
+            ("compute/publicKeys/keyData", ["ssh-rsa AAAA\rBBBB", "ssh-rsa AAAA\rCCCC", " "], False),
             ("compute/tagsList/value", ["8D10DA13-8125-4BA9-A717-BF7490507B3D", "8d10da13-8125-4ba9-a717-bf7490507b3d"], True),
             ("compute/tagsList/value", ["Prod", "prod"], False), ("compute/tagsList/value", ["Prod", "Prod"], True),
             ("compute/tagsList/name", ["Owner", "owner"], True), ("compute/tagsList/name", ["owner", "owner2"], False),
@@ -673,6 +681,39 @@ class Redact(unittest.TestCase):
             {"privateIpAddress": "10.1.%d.%d" % divmod(number, 256)} for number in range(600)]}}]}}
         shown = [value for _, value in leaves(imds.redact(many))]
         self.assertEqual((len(set(shown)), sum(".256" in each for each in shown)), (600, 0))
+
+    def test_sizes(self):
+        for size in ("Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
+                     "Standard_NC128ds_xl_RTXPRO6000BSE_v6 STANDARD_D2S_V3 Standard_DC4as_cc_v5 Standard_NCC40ads_H100_v5 "
+                     "Standard_M416s_8_v2 Standard_E96ias_v4 Standard_NC16as_T4_v3 Standard_FX4mds Standard_GS5-16 "
+                     "Standard_HB120-16rs_v3 Standard_DS2_v2_Promo Basic_A0 Standard_PB6s Standard_NG8ads_V620_v1 "
+                     "Standard_ND96isr_MI300X_v5 Standard_NV6ads_A10_v5 Standard_D2plds_v6 Standard_E112ibds_v5").split():
+            self.assertEqual(imds.redact({"compute": {"vmSize": size}})["instance"]["compute"]["vmSize"], size)
+        for size in ("Standard_JOHN1985-123smith_BK4155_v99_Promo", "Standard_D2smith_v3", "Standard_D2s_JOHN_v3", "Standard_D"):
+            self.assertEqual(imds.redact({"compute": {"vmSize": size}})["instance"]["compute"]["vmSize"], "value1")
+
+    def test_numbers_in_a_scale_set(self):
+        for name, shown in (("Aks-1-vmss_1296", "name1_1296"), ("aks-1-vmss000100", "name1000100"), ("aks-1-vmss", "name1"),
+                            ("aks-1-vmssalice1", "name2"), ("aks-1-vmss_415555", "name2"), ("other_1296", "name2")):
+            compute = {"vmScaleSetName": "aks-1-vmss", "zzz": 0, "osProfile": {"computerName": name}}
+            compute = imds.redact({"compute": compute})["instance"]["compute"]
+            self.assertEqual((compute["vmScaleSetName"], compute["osProfile"]["computerName"]), ("name1", shown))
+
+    def test_what_looks_public_is_not_of_a_gallery(self):
+        for key in ("id", "communityGalleryImageId", "sharedGalleryImageId"):
+            image = {key: "/x", "publisher": "Canonical", "offer": "contoso", "sku": "fabrikam", "version": "v-litware"}
+            shown = text_of(imds.redact({"compute": {"storageProfile": {"imageReference": image}}}))
+            for word in ("contoso", "fabrikam", "litware"):
+                self.assertNotIn(word, shown)
+
+    def test_counts(self):
+        for size, kept in ((30, True), ("30", True), ("0", True), (-1, True), ("-1", True), (10**15 - 1, True), (10**15, False),
+                           ("00415555012345", False), (-41555501234567, False), ("-415555", False), (30.0, False)):
+            vm = {"compute": {"storageProfile": {"resourceDisk": {"size": size}, "dataDisks": [{"diskSizeGB": 7}]}, "x": 5}}
+            once = imds.redact(vm)
+            self.assertEqual(once["instance"]["compute"]["storageProfile"]["resourceDisk"]["size"] == size, kept, size)
+            self.assertEqual(imds.redact(once), once)
+            self.assertEqual(len({str(value) for _, value in leaves(once)}), 3)
 
     def test_one_value_in_several_places(self):
         compute = {"name": "contoso", "vmScaleSetName": "Contoso", "osProfile": {"computerName": "contoso"},
@@ -699,6 +740,10 @@ class Redact(unittest.TestCase):
         shown = imds.redact({"compute": compute})["instance"]["compute"]
         self.assertEqual(shown["plan"], {"publisher": shown["publisher"], "product": shown["offer"], "name": shown["sku"]})
         self.assertNotIn("contoso", text_of(shown).lower())
+        compute = {"publisher": "kinvolk", "offer": "flatcar", "sku": "stable",
+                   "plan": {"name": "stable", "product": "Flatcar", "publisher": "kinvolk", "more": "flatcar"}}
+        shown = imds.redact({"compute": compute})["instance"]["compute"]
+        self.assertEqual(shown["plan"], {"name": "stable", "product": "Flatcar", "publisher": "kinvolk", "field1": "value1"})
 
     def test_what_is_public_stays_public_and_a_network_has_one_place(self):
         def shown(*addresses, subnets=()):
@@ -725,7 +770,12 @@ class Redact(unittest.TestCase):
         for vm in ({"compute": {"zone": 4155550123, "x": 5}}, {"compute": {"zone": 1, "priority": 4155550123}},
                    {"compute": {"pods": {"address": "10.0.0.0", "prefix": "24"}},
                     "network": {"interface": [{"ipv4": {"ipAddress": [{"privateIpAddress": "10.0.0.4"}]}}]}},
-                   {"instance": {}, "loadbalancer": {"publicIpAddresses": [{"privateIpAddress": "10.0.0.4"}]}}):
+                   {"instance": {}, "loadbalancer": {"publicIpAddresses": [{"privateIpAddress": "10.0.0.4"}]}},
+                   {"network": {"interface": [{"ipv4": {"subnet": [{"address": "10.7.0.9", "prefix": "24"}],
+                                                        "ipAddress": [{"privateIpAddress": "10.7.0.4"}]}}]}}) + tuple(
+                {"network": {"interface": [{"ipv4": {"ipAddress": [{"privateIpAddress": "10.7.0.4"}],
+                                                     "subnet": [{"address": "10.7.0.0", "prefix": prefix}]}}]}}
+                for prefix in ("24", 24, "24 ", "+24", "0024", "2_4", 24.0, True, "\u0662\u0664", None)):
             with self.subTest(vm=vm):
                 once = imds.redact(vm)
                 self.assertEqual(imds.redact(once), once)
