@@ -2921,7 +2921,7 @@ class _Playbook:
         endless = [step for step in self._steps[:-1] if step.often in ("always", "every", "p")]
         if endless:
             raise ValueError("the playbook %r has steps behind %s, which never ends" % (text, endless[0].often))
-        self._used, self._until = 0, None  # type: int, Optional[float]
+        self._used, self._until = 0, float("inf")  # how often the first step was taken, and when a step "for" is over
 
     def _read(self, text: str, at: int) -> "_Step":
         """Read one step; ``at``: its index in the playbook."""
@@ -2968,22 +2968,18 @@ class _Playbook:
         return not self._names or names[:1] == ("metadata",) and names[1:1 + len(self._names)] == self._names
 
     def is_over(self, now: float) -> bool:
-        """Drop steps "for" a time that has passed; return whether none is left."""
-        while self._steps and self._steps[0].often == "for" and self._until is not None and now >= self._until:
-            self._next()
+        """Drop the first step if it was taken often or long enough; return whether none is left."""
+        first = self._steps[0] if self._steps else None
+        if first and (now >= self._until or first.often == "x" and self._used >= first.amount):
+            del self._steps[0]
+            self._used, self._until = 0, float("inf")
         return not self._steps
-
-    def _next(self) -> None:
-        del self._steps[0]
-        self._used, self._until = 0, None
 
     def step(self, now: float) -> "Optional[_Step]":
         """The step for one request, or None if this one is spared."""
         step = self._steps[0]
         self._used += 1
-        if step.often == "x" and self._used >= step.amount:
-            self._next()
-        if step.often == "for" and self._until is None:
+        if step.often == "for" and self._used == 1:
             self._until = now + step.amount
         spared = (step.often == "every" and self._used % step.amount
                   or step.often == "p" and self._random.random() >= step.amount)
