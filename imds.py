@@ -2903,17 +2903,18 @@ class _Playbook:
         where, colon, steps = text.rpartition(":")
         words = where.split()
         self._verb = words.pop(0) if words and words[0].isupper() else None
-        self._names = tuple(name for name in "".join(words).split("/") if name)
+        names = [name for name in "".join(words).split("/") if name]
         known(self._verb or "GET", VERBS, "verb")
-        if len(words) > 1 or colon and not (self._verb or self._names):
+        if len(words) > 1 or colon and not (self._verb or names):
             raise ValueError("before the colon of a playbook stands a path, like instance or POST scheduledevents, "
                              "not %r" % where)
-        if self._names[:1] == ("metadata",):
-            self._names = self._names[1:]
-        if self._names and self._names[0] != "instance" and not any(
-                (name + "/").startswith("/".join(self._names) + "/") for name in ENDPOINTS):
-            known(self._names[0], COMPONENTS, "path below /metadata")
-            raise ValueError("nothing is asked at %s" % "/".join(self._names))
+        if names[:1] == ["metadata"]:
+            del names[0]
+        if names and names[0] != "instance" and not any(
+                (name + "/").startswith("/".join(names) + "/") for name in ENDPOINTS):
+            known(names[0], COMPONENTS, "path below /metadata")
+            raise ValueError("nothing is asked at %s" % "/".join(names))
+        self._names = ("metadata", *names) if names else ()  # with which a target has to begin
         at, self._steps = len(where) + len(colon), []  # type: int, List[_Step]
         for part in steps.split(","):
             self._steps.append(self._read(part, at))
@@ -2963,9 +2964,7 @@ class _Playbook:
         return _Step(delay, action or "ok", often, amount)
 
     def matches(self, verb: str, names: "Tuple[str, ...]") -> bool:
-        if self._verb and self._verb != verb:
-            return False
-        return not self._names or names[:1] == ("metadata",) and names[1:1 + len(self._names)] == self._names
+        return self._verb in (None, verb) and names[:len(self._names)] == self._names
 
     def is_over(self, now: float) -> bool:
         """Drop the first step if it was taken often or long enough; return whether none is left."""
