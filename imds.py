@@ -2946,19 +2946,17 @@ class _Playbook:
             situation = nearest_of(text.strip(), SITUATIONS, 0.7)
             fail("%s; a situation stands alone" % SITUATIONS[situation].playbook if situation == text.strip()
                  else "the situation %s, alone" % situation if situation else "delay 3s or one of " + " ".join(actions))
-        often, amount = "x", 1.0
-        if rest:
-            found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
-                             r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z", " ".join(rest))
-            if not found:
-                fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
-            often = str(found.lastgroup)
-            try:
-                amount = duration(found.group(often)) if often == "for" else float(found.group(often) or 1)
-            except ValueError:
-                amount = 0
-            if often != "p" and amount <= 0:
-                fail("for 60s" if often == "for" else "a number from 1, behind " + often)
+        found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
+                         r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z", " ".join(rest) or "x1")
+        if not found:
+            fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
+        often = str(found.lastgroup)
+        try:
+            amount = duration(found.group(often)) if often == "for" else float(found.group(often) or 1)
+        except ValueError:
+            amount = 0
+        if often != "p" and amount <= 0:
+            fail("for 60s" if often == "for" else "a number from 1, behind " + often)
         if not 0 <= delay <= 86400:
             fail("a delay of at most a day")
         return _Step(delay, action or "ok", often, amount)
