@@ -4064,17 +4064,14 @@ class Emulator:
         as ``assert_requested`` does. ``like``: verb, headers and query, as for ``requests``."""
         import threading
 
-        came, until = threading.Condition(self._lock), time.monotonic() + timeout
+        came = threading.Condition(self._lock)
         with came:
             self._bench.watchers.append(came.notify_all)
             try:
-                while True:
-                    found = self._bench.requests(path, **like)
-                    if len(found) >= times:
-                        return found
-                    if time.monotonic() >= until:
-                        self._bench.assert_requested(path, times=times, **like)
-                    came.wait(min(max(0, until - time.monotonic()), 60))
+                if not came.wait_for(lambda: len(self._bench.requests(path, **like)) >= times,
+                                     min(timeout, threading.TIMEOUT_MAX)):
+                    self._bench.assert_requested(path, times=times, **like)
+                return self._bench.requests(path, **like)
             finally:
                 self._bench.watchers.remove(came.notify_all)
 
