@@ -2428,8 +2428,8 @@ class Bench:
     ) -> None:
         self.clock, self.vm, self._log, self._control = clock, vm, log, control
         self._hosts = frozenset(hosts).union(["localhost"])
-        self._make: "Any" = functools.partial(Service, clock, instance, **settings)
-        self.service = self._make()
+        self._settings = dict(settings, instance=instance)
+        self.service = Service(clock, **self._settings)
         self.siblings: "List[Bench]" = [self]  # the VMs of a scale set
         self.journal: "Any" = collections.deque(maxlen=JOURNAL_SIZE)
         self.watchers: "List[Callable[[], None]]" = []  # called after each exchange
@@ -2559,18 +2559,17 @@ class Bench:
 
     def replace(self, instance: "Mapping[str, Any]") -> None:
         """Serve another VM, a document as for Emulator, with the same list of events. Raises ValueError."""
-        kept = dict(self._make.keywords, profile=None, events=self.service.events)
-        self._restart(functools.partial(Service, self.clock, instance, **kept))
+        self._restart(dict(self._settings, instance=instance, profile=None, events=self.service.events))
 
-    def _restart(self, make: "Callable[[], Service]") -> None:
-        base, count = self.service.base, self.service.count
-        self.service, self._make, self._moment = make(), make, None
-        self.service.base, self.service.count = base, count
+    def _restart(self, settings: "Dict[str, Any]") -> None:
+        old, self.service = self.service, Service(self.clock, **settings)
+        self.service.base, self.service.count = old.base, old.count
+        self._settings, self._moment = settings, None
 
     def reset(self) -> None:
         """Restore the VM, its events, the clock, the journal and the faults to how they started."""
         self.clock.reset()
-        self._restart(self._make)
+        self._restart(self._settings)
         self.service.events.reset()
         self.journal.clear()
         self._fail_as_at_first()
