@@ -3370,7 +3370,7 @@ class Conversation:
         self._bench, self._peer, self._unread = bench, peer, bytearray()
         self.ending, self.in_request, self.pending = "", False, False
         self._machine, self._line = self._run(), ""  # the line of the request that is being read
-        self._exchange: "Optional[Exchange]" = None  # the last one
+        self._exchange: "Any" = None  # the last one
 
     def receive(self, data: bytes = b"") -> "List[Tuple[float, bytes]]":
         """Take what the client sent; return what to send, as [(seconds to wait, bytes), ...]."""
@@ -3413,11 +3413,10 @@ class Conversation:
     def _keep(self, moment: "Moment", data: bytes, reply: bytes) -> None:
         """Keep an answer in its Moment, if it may be given again."""
         exchange = self._exchange
-        if exchange is None or exchange.fault or not exchange.response.repeats or len(moment.answers) >= MAX_ANSWERS:
-            return
-        number = dict(exchange.response.headers).get("x-ms-request-id", "").encode()
-        before, _, after = reply.partition(number) if number else (reply, b"", b"")
-        moment.answers[data] = Kept(before, after, self.ending, masked(exchange))
+        if exchange.response.repeats and len(moment.answers) < MAX_ANSWERS:
+            number = dict(exchange.response.headers).get("x-ms-request-id", "").encode()
+            before, _, after = reply.partition(number) if number else (reply, b"", b"")
+            moment.answers[data] = Kept(before, after, self.ending, masked(exchange))
 
     def time_out(self) -> "List[Tuple[float, bytes]]":
         """Refuse a request that takes too long; return what to send."""
