@@ -3354,8 +3354,8 @@ def format_response(response: "Response", with_body: bool, connection: str) -> b
     lines += map(": ".join, response.headers)
     if connection:
         lines.append("Connection: " + connection)
-    head = "\r\n".join(lines) + "\r\n\r\n"
-    return head.encode("latin-1") + response.body if with_body else head.encode("latin-1")
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return head + response.body if with_body else head
 
 
 class Conversation:
@@ -3544,8 +3544,7 @@ class Conversation:
         elif manner in ("reset", "hang"):
             self.ending, data = manner, b""
         elif manner == "drip":
-            pieces = [data[at:at + 1] for at in range(len(data))]
-            return [(exchange.seconds, pieces[0])] + [(DRIP_TIME, piece) for piece in pieces[1:]]
+            return [(DRIP_TIME if at else exchange.seconds, data[at:at + 1]) for at in range(len(data))]
         return [(exchange.seconds, data)]
 
     def _refuse(self, rule: str) -> "List[Tuple[float, bytes]]":
