@@ -4034,10 +4034,6 @@ class Emulator:
         """The name of the VM."""
         return str(self._bench.service.instance["compute"]["name"])
 
-    def become_first_of(self, vms: "Sequence[Emulator]") -> None:
-        """Let the operations at /imds/ take ``vm``, an index into ``vms``."""
-        self._bench.siblings = [vm._bench for vm in vms]
-
     @property
     def rate_limit(self) -> float:
         """Requests a second, or 0."""
@@ -4101,7 +4097,7 @@ class ScaleSet:
         self._vms = [Emulator(make_vm(profile, number=number), port=port and port + number, clock=self.clock,
                               control=control and number == 0, among=(number,) + shared, **settings)
                      for number in range(count)]
-        self._vms[0].become_first_of(self._vms)
+        self._vms[0]._bench.siblings = [vm._bench for vm in self._vms]  # an operation at /imds/ may name any of them
 
     def start(self) -> "ScaleSet":
         """Start all, or none: raises the OSError of one that can't."""
