@@ -3722,7 +3722,7 @@ def _server_class() -> "Any":
             elif connection.later or not connection.conversation.pending:  # else go_on() comes first
                 try:
                     data = connection.socket.recv(READ_SIZE)
-                except (BlockingIOError, InterruptedError):
+                except BlockingIOError:
                     return
                 if not data:
                     self.drop(connection)
@@ -3772,7 +3772,7 @@ def _server_class() -> "Any":
                 try:
                     is_last = not later and connection.conversation.ending == "close"
                     sent = connection.socket.send(connection.unsent, TOGETHER if is_last else 0)
-                except (BlockingIOError, InterruptedError):
+                except BlockingIOError:
                     sent = 0
                 connection.unsent = connection.unsent[sent:]
                 if connection.unsent:
