@@ -2846,19 +2846,14 @@ def _parsed_body(body: bytes) -> "Dict[str, Any]":
 
 def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
     """Parse arguments of an operation: JSON where it takes no str; a list may be names with commas between."""
-    import inspect
-
-    parameters, arguments = inspect.signature(getattr(Bench, name)).parameters, {}  # type: Any, Dict[str, Any]
+    kinds, arguments = getattr(Bench, name).__annotations__, {}  # type: Any, Dict[str, Any]
     for key, text in texts.items():
-        annotation = parameters[key].annotation if key in parameters else int
-        kind = annotation if isinstance(annotation, str) else annotation.__name__
-        if kind in ("str", "Optional[str]"):
-            arguments[key] = text
-            continue
+        kind = kinds.get(key)  # a type, or a string with one
         try:
-            arguments[key] = json.loads(text)
+            arguments[key] = text if kind in (str, "Optional[str]") else json.loads(text)
         except (ValueError, RecursionError):
-            arguments[key] = text.split(",") if "Iterable[str]" in kind else [text] if "Iterable" in kind else text
+            arguments[key] = (text.split(",") if "Iterable[str]" in str(kind)
+                              else [text] if "Iterable" in str(kind) else text)
     return arguments
 
 
