@@ -2996,10 +2996,9 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
             found.append("path /%s, not /%s" % ("/".join(asked.names), "/".join(wanted.names)))
         if self.verb is not None and self.verb != request.verb:
             found.append("verb %s, not %s" % (request.verb, self.verb))
-        found += ["header %s is %r, not %r" % (name, request.headers.get(name.lower()), value)
-                  for name, value in self.headers.items() if request.headers.get(name.lower()) != value]
-        return found + ["%s is %r, not %r" % (name, asked.query.get(name), value)
-                        for name, value in dict(wanted.query, **self.query).items() if asked.query.get(name) != value]
+        rows = [("header " + name, request.headers.get(name.lower()), value) for name, value in self.headers.items()]
+        rows += [(name, asked.query.get(name), value) for name, value in dict(wanted.query, **self.query).items()]
+        return found + ["%s is %r, not %r" % row for row in rows if row[1] != row[2]]
 
 
 def counted(count: int) -> str:
