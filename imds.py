@@ -2723,14 +2723,14 @@ class Bench:
     ) -> "List[Exchange]":
         """Return the exchanges in the journal, newest last, that have this path, this verb, at least these headers and
         query parameters, and a number above ``since``; None fits all."""
-        expected = _expected(path, verb=verb, headers=headers, query=query)
+        expected = _Expected(path, verb=verb, headers=headers, query=query)
         check(since, int, "since")
         return [each for each in self.journal if each.number > since and not expected.differences(each.request)]
 
     def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
         """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the most similar
         other requests, and how they differ. ``like``: verb, headers and query, as for ``requests``."""
-        found, expected = self.requests(path, **like), _expected(path, **like)
+        found, expected = self.requests(path, **like), _Expected(path, **like)
         check(times or 0, int, "times")
         if len(found) == times or times is None and found:
             return
@@ -2745,7 +2745,7 @@ class Bench:
         """Raise AssertionError if there was such a request. ``like``: as for ``assert_requested``."""
         found = self.requests(path, **like)
         if found:
-            first = "%s like %s, expected none" % (counted(len(found)), _expected(path, **like))
+            first = "%s like %s, expected none" % (counted(len(found)), _Expected(path, **like))
             raise AssertionError("\n  ".join([first] + [str(each) for each in found[:3]]))
 
     def lint(self) -> "List[Dict[str, Any]]":
@@ -2978,10 +2978,17 @@ class _Playbook:
 
 # --- the journal
 
-class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
+class _Expected:
     """What a request should be like. None, or a header or parameter that is not named, fits anything."""
 
-    __slots__ = ()
+    def __init__(self, path: "Any", *, verb: "Any" = None, headers: "Any" = None, query: "Any" = None) -> None:
+        for name, value, kind in (("path", path, str), ("verb", verb, str), ("headers", headers, dict),
+                                  ("query", query, dict)):
+            check(kind() if value is None else value, kind, name)
+        if path is not None and not path.startswith(("/", "http://")):  # as in a playbook
+            known(path.partition("?")[0].partition("/")[0], COMPONENTS, "path below /metadata")
+            path = "/metadata/" + path
+        self.path, self.verb, self.headers, self.query = path, verb, headers or {}, query or {}
 
     def __str__(self) -> str:
         more = ["%s: %s" % each for each in self.headers.items()] + ["%s=%s" % each for each in self.query.items()]
@@ -2989,7 +2996,7 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
 
     def differences(self, request: "Request") -> "List[str]":
         """How a request differs, in words."""
-        if self == (None, None, {}, {}):
+        if self.path is None and self.verb is None and not (self.headers or self.query):  # for speed
             return []
         asked, wanted, found = parse_target(request.target), parse_target(self.path or ""), []
         if self.path is not None and wanted.names != asked.names:
@@ -3003,17 +3010,6 @@ class _Expected(collections.namedtuple("_Expected", "path verb headers query")):
 
 def counted(count: int) -> str:
     return "%s request%s" % (count or "no", "" if count <= 1 else "s")
-
-
-def _expected(path: "Any", *, verb: "Any" = None, headers: "Any" = None, query: "Any" = None) -> "_Expected":
-    """What a request should be like, or a ValueError."""
-    for name, value, kind in (("path", path, str), ("verb", verb, str), ("headers", headers, dict),
-                              ("query", query, dict)):
-        check(kind() if value is None else value, kind, name)
-    if path is not None and not path.startswith(("/", "http://")):  # as in a playbook
-        known(path.partition("?")[0].partition("/")[0], COMPONENTS, "path below /metadata")
-        path = "/metadata/" + path
-    return _Expected(path, verb, headers or {}, query or {})
 
 
 def masked(exchange: "Exchange") -> "Exchange":
