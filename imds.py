@@ -2411,8 +2411,8 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
                 "rule": self.rule, "fault": self.fault, "seconds": self.seconds}
 
 
-# The time in which the same bytes get the same answer. second: of the clock; until: when an event is due; changes: of
-# Events; answers: dict, bytes of a request -> Kept (room 7).
+# The time in which the same bytes get the same answer. second: of the clock; until: when the next one begins, or an
+# event is due; changes: of Events; answers: dict, bytes of a request -> Kept (room 7).
 Moment = collections.namedtuple("Moment", "second until changes answers")
 
 
@@ -2445,9 +2445,8 @@ class Bench:
         """The current Moment."""
         now, moment, events = self.clock(), self._moment, self.service.events
         self._now = now
-        if (moment is None or int(now) != moment.second or now >= moment.until
-                or events.changes != moment.changes):
-            moment = self._moment = Moment(int(now), events.settle(), events.changes, {})
+        if moment is None or not moment.second <= now < moment.until or events.changes != moment.changes:
+            moment = self._moment = Moment(int(now), min(int(now) + 1, events.settle()), events.changes, {})
         return moment
 
     def respond(self, request: "Request", peer: str = "-") -> "Exchange":
