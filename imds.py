@@ -3600,9 +3600,7 @@ def _server_class() -> "Any":
 
         allow_reuse_address = os.name == "posix"  # elsewhere it would let two servers share a port
         request_queue_size = 512
-
-        def server_bind(self) -> None:
-            socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks the DNS for a name
+        server_bind = socketserver.TCPServer.server_bind  # HTTPServer's own asks the DNS for a name
 
         def __init__(self, address: "Tuple[str, int]", bench: "Bench", lock: "Any") -> None:
             # If it can't listen, the base calls server_close(), which needs all of this.
