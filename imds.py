@@ -3013,16 +3013,16 @@ def counted(count: int) -> str:
 
 def masked(exchange: "Exchange") -> "Exchange":
     """An exchange without secrets, like tokens and Authorization, cut to the size that the journal keeps."""
-    request, response = exchange.request, exchange.response
-    if re.search(SECRET_HEADER, " ".join(request.headers)):
+    request, response, names = exchange.request, exchange.response, " ".join(exchange.request.headers)
+    if re.search(SECRET_HEADER, names):
         secret = [name for name in request.headers if re.search(SECRET_HEADER, name)]
         request = request._replace(headers=dict(request.headers, **dict.fromkeys(secret, "(masked)")))
-    if request.body and "/identity" in request.target:
+    if request.body and parse_target(request.target).names[1:2] == ("identity",):
         request = request._replace(body=b"(masked)")
     if b'"access_token"' in response.body[:32]:
         response = response._replace(body=re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body))
-    if len(request.body) + len(request.target) + sum(map(len, request.headers.values())) > MAX_KEPT:
-        headers = {name: value[:200] for name, value in list(request.headers.items())[:50]}
+    if len(request.body) + len(request.target) + len(names) + sum(map(len, request.headers.values())) > MAX_KEPT:
+        headers = {name[:200]: value[:200] for name, value in list(request.headers.items())[:50]}
         request = request._replace(target=request.target[:8192], headers=headers, body=request.body[:4096])
     if len(response.body) > MAX_KEPT:
         response = response._replace(body=response.body[:MAX_KEPT])
@@ -3846,8 +3846,9 @@ class Clock:
         self._run = seen, then, scale
 
 
-def _several(words: "Iterable[str]") -> "List[str]":
-    return [words] if isinstance(words, str) else list(words)
+def _several(words: "Any") -> "Any":
+    """One or several as a list; None stays None."""
+    return [words] if isinstance(words, str) else None if words is None else list(words)
 
 
 THREAD_NAME = "imds-emulator"
@@ -3927,11 +3928,11 @@ class Emulator:
         hosts = {name.lower() for name in [host, "localhost"] + _several(allow_hosts)}
         vm, events, lock = among or (0, None, threading.RLock())
         self._bench = Bench(
-            self.clock, instance, log=log, profile=profile, cloud=cloud, as_of=as_of,
-            versions=None if versions is None else _several(versions),
-            rate_limit=rate_limit, identities=identities, load_balancer=load_balancer, attested_flaw=attested_flaw,
-            attested_issuer=attested_issuer, only_hosts=hosts if is_loopback(host) else None, hosts=hosts,
-            control=control, vm=vm, events=events, faults=_several(faults))
+            self.clock, instance, log=log, profile=profile, cloud=cloud, versions=_several(versions), as_of=as_of,
+            rate_limit=rate_limit, identities=_several(identities), load_balancer=load_balancer,
+            attested_flaw=attested_flaw, attested_issuer=attested_issuer, hosts=hosts,
+            only_hosts=hosts if is_loopback(host) else None, control=control, vm=vm, events=events,
+            faults=_several(faults))
         self._address, self._has_control = (host, port), control
         self._lock, self._starting = lock, threading.Lock()
         self._server: "Any" = None

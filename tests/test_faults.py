@@ -444,7 +444,7 @@ class RawClients(OneEmulator):
         self.vm.fail("instance: delay 600s")
         hung, late = self.connect(0.2), self.connect(0.2)
         self.ask(hung)
-        self.vm.wait_for("/metadata/instance", times=0)
+        self.vm.wait_for("/metadata/instance/compute/name")
         self.ask(late)
         with Jump() as jump:
             deadline = time.time() + 3
