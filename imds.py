@@ -169,6 +169,7 @@ ENDPOINTS = {
     "scheduledevents": Endpoint(("GET", "POST"), "2017-03-01", "scheduled_events"),
     "versions": Endpoint(("GET",), None, "api_versions"),
 }
+NO_ENDPOINT = Endpoint(("GET", "POST"), FIRST_GA, "listing")  # of every other path
 
 COMPONENTS = ("attested", "identity", "instance", "loadbalancer", "scheduledevents", "versions")  # their first names
 
@@ -2062,14 +2063,14 @@ class Service:
     def _answer(self, request: "Request", asked: "Target") -> "Tuple[str, bytes]":
         """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
         endpoint, query, headers = asked.endpoint, asked.query, request.headers
-        inside = asked.names[:1] == ("metadata",)
+        row, inside = ENDPOINTS.get(endpoint, NO_ENDPOINT), asked.names[:1] == ("metadata",)
         if self._only_hosts is not None and not is_local(headers.get("host", "localhost"), self._only_hosts):
             raise Rejection("host")
         has_header = headers.get("metadata") == "true" or all(  # the first for speed: it is what nearly all send
             value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
         if request.verb == "HEAD" and not (inside and self.in_2018):
             raise Rejection("head")
-        if request.verb not in _verbs(endpoint):
+        if request.verb not in row.verbs:
             raise Rejection("verb" if inside else "outside-verb")
         if not inside:
             return self._outside(request, asked.names, has_header)
@@ -2081,7 +2082,7 @@ class Service:
             raise Rejection("forwarded")
         if asked.problem:
             raise Rejection(asked.problem)
-        self._check_version(endpoint, query.get("api-version"))
+        self._check_version(endpoint, row.since, query.get("api-version"))
         page = self._page(asked, request)
         if request.verb == "POST" and endpoint != "scheduledevents":
             raise Rejection("verb")
@@ -2110,8 +2111,7 @@ class Service:
         self._identity_requests += 1
         return not self._identity_bucket.take(self.clock()) or self._identity_requests > IDENTITY_AT_ONCE
 
-    def _check_version(self, endpoint: "Optional[str]", version: "Optional[str]") -> None:
-        first = ENDPOINTS[endpoint].since if endpoint else FIRST_GA
+    def _check_version(self, endpoint: "Optional[str]", first: "Optional[str]", version: "Optional[str]") -> None:
         if first is None:
             return
         served = self._event_versions if endpoint == "scheduledevents" else self._answered
@@ -2130,9 +2130,9 @@ class Service:
             key = asked.query["api-version"], asked.query.get("extended"), asked.rest, form
             if key in self._pages:
                 return self._pages[key]
-        elif endpoint and asked.rest:
+        elif asked.rest:
             raise Rejection("path")
-        node = getattr(self, ENDPOINTS[endpoint].answer)(asked, request) if endpoint else self._listing(asked, form)
+        node = getattr(self, ENDPOINTS.get(endpoint, NO_ENDPOINT).answer)(asked, request)
         forms = ("json", "text") if endpoint in ("instance", "versions", None) else ("json",)
         if form not in forms:
             raise Rejection("format", form)
@@ -2150,9 +2150,9 @@ class Service:
 
     # --- answers of endpoints, named in ENDPOINTS
 
-    def _listing(self, asked: "Target", form: str) -> "Any":
+    def listing(self, asked: "Target", request: "Request") -> "Any":
         """/metadata itself can be listed as text, but not shown as JSON."""
-        if asked.rest or form == "json":
+        if asked.query.get("format", "json") == "json":
             raise Rejection("path")
         return {name.partition("/")[0]: {} for name, endpoint in ENDPOINTS.items()
                 if endpoint.since and endpoint.since <= asked.query["api-version"]}
@@ -2335,7 +2335,7 @@ class Service:
         content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
         response = self._response(status, content_type, body.encode(), rule, repeats)
         if request is not None and status == 405:
-            response.headers.append(("Allow", ", ".join(_verbs(asked.endpoint))))
+            response.headers.append(("Allow", ", ".join(ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).verbs)))
         return response
 
     def _response(
@@ -2365,10 +2365,6 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
     ISSUING_FILE: (CERTIFICATE_TYPE, lambda service, request: issuing_certificate()),
     REVOKED_FILE: (CERTIFICATE_TYPE, lambda service, request: revocation_list(int(service.clock()) // 86400 * 86400)),
 }
-
-
-def _verbs(endpoint: "Optional[str]") -> "Tuple[str, ...]":
-    return ENDPOINTS[endpoint].verbs if endpoint else ("GET", "POST")
 
 
 # ==================================================================================================
