@@ -2055,10 +2055,7 @@ class Service:
             content_type, body = self._answer(request, asked)
         except Rejection as refusal:
             return self.refuse(refusal.rule, request, refusal.value)
-        return self._response(200, content_type, body, None, self._repeats(request))
-
-    def _repeats(self, request: "Request") -> bool:
-        return self._bucket is None and bool(request.verb != "POST" and "bypass_cache" not in request.target)
+        return self._response(200, content_type, body, None, request)
 
     def _answer(self, request: "Request", asked: "Target") -> "Tuple[str, bytes]":
         """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
@@ -2331,15 +2328,14 @@ class Service:
                          for name, word in words.items()}
                 words["newest"] = format_json(self.versions[:-4:-1])
                 body = re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
-        repeats = request is not None and self._repeats(request) and status < 500
         content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
-        response = self._response(status, content_type, body.encode(), rule, repeats)
+        response = self._response(status, content_type, body.encode(), rule, request)
         if request is not None and status == 405:
             response.headers.append(("Allow", ", ".join(ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).verbs)))
         return response
 
     def _response(
-        self, status: int, content_type: str, body: bytes, rule: "Optional[str]", repeats: bool,
+        self, status: int, content_type: str, body: bytes, rule: "Optional[str]", request: "Optional[Request]",
     ) -> "Response":
         now = int(self.clock())
         if self._date[0] != now:
@@ -2349,6 +2345,8 @@ class Service:
         values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
                   "Date": self._date[1], "Content-Length": str(len(body))}
         headers = [(name, values[name]) for name in HEADERS.get(content_type, IMDS_HEADERS)]
+        repeats = (request is not None and status < 500 and self._bucket is None and request.verb != "POST"
+                   and "bypass_cache" not in request.target)
         return Response(status, headers, body, rule, repeats)
 
     def request_id(self, number: int) -> str:
