@@ -843,6 +843,7 @@ def parse_time(text: str) -> "Optional[float]":
     raise ValueError("%r is not a time between 1970 and 9999" % (text,))
 
 
+@functools.lru_cache(maxsize=64)  # many answers are of one second
 def http_date(seconds: float) -> str:
     """A time as HTTP and the service write it."""
     from email.utils import formatdate
@@ -2002,7 +2003,6 @@ class Service:
         self.tenant = identity.get("tenantId") or DEFAULT_TENANT
         self.set_load_balancer(parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer)
         self.count, self._id_form = 0, "%08x-0000-4000-8000-%%012x" % int(now)
-        self._date: "Tuple[Optional[int], str]" = (None, "")
         self.set_identities(identity.get("identities", ["system"]) if identities is None else identities)
 
     # --- what may change
@@ -2337,13 +2337,10 @@ class Service:
     def _response(
         self, status: int, content_type: str, body: bytes, rule: "Optional[str]", request: "Optional[Request]",
     ) -> "Response":
-        now = int(self.clock())
-        if self._date[0] != now:
-            self._date = now, http_date(now)
         server = IIS_SERVER if content_type in HEADERS else IMDS_SERVER
         self.count += 1
         values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
-                  "Date": self._date[1], "Content-Length": str(len(body))}
+                  "Date": http_date(int(self.clock())), "Content-Length": str(len(body))}
         headers = [(name, values[name]) for name in HEADERS.get(content_type, IMDS_HEADERS)]
         repeats = (request is not None and status < 500 and self._bucket is None and request.verb != "POST"
                    and "bypass_cache" not in request.target)
