@@ -724,22 +724,18 @@ def fields_until(version: str, rows: "Mapping[str, str]") -> "Dict[str, Any]":
 
 def fields(text: str) -> "Dict[str, Any]":
     """Parse one or more rows of VERSIONS, like 'a b{c:word} d[{e=0}]', into a template."""
-    for mark, spaced in ("[{", "[ "), ("{", "{ "), ("}]", "}"), ("}", " } "):
-        text = text.replace(mark, spaced)
     containers: "List[Dict[str, Any]]" = [{}]
-    for word in text.split():
-        if word[-1] == "{":
-            containers.append(containers[-1].setdefault(word[:-1], {}))
-        elif word[-1] == "[":
-            containers.append(containers[-1].setdefault(word[:-1], [{}])[0])
-        elif word == "}":
-            containers.pop()
-        else:
-            found = re.match(r"(\w+)(?::(\w+))?(?:=(\w+))?\Z", word)
-            if not found:
-                raise ValueError("%r is not a field, in %r" % (word, text))
-            name, kind, default = found.groups("")
+    for name, opened, kind, default, odd in re.findall(r"(\w+)(?:(\[?{)|(?::(\w+))?(?:=(\w+))?)|}\]?|(\S+)", text):
+        if odd:
+            raise ValueError("%r is not a field, in %r" % (odd, text))
+        if opened == "{":
+            containers.append(containers[-1].setdefault(name, {}))
+        elif opened == "[{":
+            containers.append(containers[-1].setdefault(name, [{}])[0])
+        elif name:
             containers[-1][name] = Field(kind, False if kind == "bool" else default)
+        else:
+            containers.pop()
     return containers[0]
 
 
