@@ -1857,14 +1857,14 @@ class Events:
         self._texts: "Dict[Any, str]" = {}
         now = self._clock()
         for event in self._document.get("Events", []):
-            not_before, lasts = parse_time(event.get("NotBefore", "")) or 0, EVENT_TYPES[event["EventType"]].lasts
-            shown = {name: event.get(name, list(field.default) if field.type is list else field.default)
-                     for name, field in EVENT_FIELDS.items()}
-            shown.update((name, value) for name, value in event.items() if name not in EVENT_FIELDS)
+            shown = {name: field.type(field.default) for name, field in EVENT_FIELDS.items()}
+            shown.update(event)
+            not_before = parse_time(shown["NotBefore"]) or 0
             starts = not_before if not_before > now else float("inf")  # an old recording waits for approval
-            self._put(_Event(shown, starts=starts, cancelled=float("inf"), lasts=lasts))
+            recorded = _Event(shown, starts=starts, cancelled=float("inf"), lasts=EVENT_TYPES[shown["EventType"]].lasts)
+            self._put(recorded)
             if shown["EventStatus"] == "Started":
-                self._start(self._events[shown["EventId"].upper()], now)
+                self._start(recorded, now)
 
     def _put(self, event: "_Event") -> None:
         self._events[event.shown["EventId"].upper()] = event
