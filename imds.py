@@ -1867,18 +1867,16 @@ class Events:
                 self._start(recorded, now)
 
     def _put(self, event: "_Event") -> None:
-        self._events[event.shown["EventId"].upper()] = event
-        self._remember(event)
-
-    def _remember(self, event: "_Event") -> None:
+        """Have an event on the list, and its next change on the heap."""
         import heapq
 
+        self._events[event.shown["EventId"].upper()] = event
         heapq.heappush(self._due, (event.next_change(), id(event), event))
 
     def _start(self, event: "_Event", now: float) -> None:
         event.started = now
         event.shown.update(EventStatus="Started", NotBefore="")
-        self._remember(event)
+        self._put(event)
 
     def _changed(self) -> None:
         self.incarnation, self.changes, self._texts = self.incarnation + 1, self.changes + 1, {}
@@ -1924,11 +1922,11 @@ class Events:
 
     def approve(self, event_ids: "Iterable[str]") -> None:
         """Start those of the events that are still Scheduled."""
-        waiting = [self._events[each.upper()] for each in event_ids if self.has(each)]
-        waiting = [event for event in waiting if event.started is None]
+        self.settle()
+        named = {each.upper(): self._events.get(each.upper()) for each in event_ids}
+        waiting = [event for event in named.values() if event and event.started is None]
         for event in waiting:
-            if event.started is None:  # named twice
-                self._start(event, self._clock())
+            self._start(event, self._clock())
         if waiting:
             self._changed()
 
