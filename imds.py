@@ -1923,10 +1923,11 @@ class Events:
     def approve(self, event_ids: "Iterable[str]") -> None:
         """Start those of the events that are still Scheduled."""
         self.settle()
+        now = self._clock()
         named = {each.upper(): self._events.get(each.upper()) for each in event_ids}
         waiting = [event for event in named.values() if event and event.started is None]
         for event in waiting:
-            self._start(event, self._clock())
+            self._start(event, now)
         if waiting:
             self._changed()
 
