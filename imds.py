@@ -1197,14 +1197,13 @@ def misspelled(instance: "Any", shown: "Any" = None, path: str = "") -> "Iterato
     nearly a known one."""
     shown = everything() if shown is None else shown
     for name, child in children(instance):
-        if isinstance(shown, list):
-            yield from misspelled(child, shown[0], path + name + ".")
-        elif name in shown and not isinstance(shown[name], Field):
-            yield from misspelled(child, shown[name], path + name + ".")
-        elif name not in shown:
+        inner = shown[0] if isinstance(shown, list) else shown.get(name)
+        if inner is None:
             nearest = nearest_of(name, [each for each in shown if each not in instance], 0.75)
             if nearest:
                 yield path + name, nearest
+        elif not isinstance(inner, Field):
+            yield from misspelled(child, inner, path + name + ".")
 
 
 def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str, Any, Any]]":
