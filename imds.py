@@ -1646,9 +1646,9 @@ def signed_data(content: bytes, signature: bytes, signer: bytes, subject: str, i
 def signed_content(data: bytes) -> bytes:
     """The content of a PKCS#7 SignedData. Its signature is not looked at. Raises ValueError."""
     try:
-        content_info = _elements(_elements(data)[0][1])
-        signed = _elements(_elements(content_info[1][1])[0][1])
-        return _elements(_elements(signed[2][1])[1][1])[0][1]
+        content_info = _elements(_elements(data)[0])
+        signed = _elements(_elements(content_info[1])[0])
+        return _elements(_elements(signed[2])[1])[0]
     except (IndexError, ValueError):
         raise ValueError("not a PKCS#7 SignedData") from None
 
@@ -1727,17 +1727,17 @@ def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
     return _sequence(_oid(dotted), TRUE if critical else b"", _der(0x04, value))
 
 
-def _elements(data: bytes) -> "List[Tuple[int, bytes]]":
-    """The (tag, content) of each DER element in ``data``, one level deep."""
+def _elements(data: bytes) -> "List[bytes]":
+    """The content of each DER element in ``data``, one level deep."""
     found, at = [], 0
     while at < len(data):
-        tag, size, at = data[at], data[at + 1], at + 2
+        size, at = data[at + 1], at + 2
         if size >= 128:
             octets = size & 127
             size, at = int.from_bytes(data[at:at + octets], "big"), at + octets
         if at + size > len(data):
             raise ValueError("cut off")
-        found.append((tag, data[at:at + size]))
+        found.append(data[at:at + size])
         at += size
     return found
 
