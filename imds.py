@@ -395,19 +395,14 @@ DIALECTS = {
     "identity": {
         "verb": '{"error":"Not allowed"}',
         "metadata": IDENTITY_ERROR % "Required metadata header not specified",
-        "forwarded": IDENTITY_ERROR % "Bad request",
-        "target": IDENTITY_ERROR % "Bad request",
-        "duplicate": IDENTITY_ERROR % "Bad request",
-        "path": '{"error":"Not Found"}',
-        "version-of-another": '{"error":"Not Found"}',
-        "format": IDENTITY_ERROR % "Bad request",
-        "bad-request": IDENTITY_ERROR % "Bad request",
+        **dict.fromkeys(("bad-request", "duplicate", "format", "forwarded", "target"), IDENTITY_ERROR % "Bad request"),
+        **dict.fromkeys(("path", "version-of-another"), '{"error":"Not Found"}'),
         "throttled": IDENTITY_ERROR % "Temporarily throttled, too many requests",
     },
     "loadbalancer": {
         "verb": '{ "error": "Http method is not allowed: Path = \\"$path\\", Method = \\"$verb\\"" }',
-        "path": '{ "error": "API is not found: Path = \\"$path\\", Method = \\"$verb\\"" }',
-        "version-of-another": '{ "error": "API is not found: Path = \\"$path\\", Method = \\"$verb\\"" }',
+        **dict.fromkeys(("path", "version-of-another"),
+                        '{ "error": "API is not found: Path = \\"$path\\", Method = \\"$verb\\"" }'),
         "format": '{ "error": "Parameter value is not allowed, or parameter value \\"$value\\" is not allowed for'
                   ' parameter \\"format\\". Please fix the request and retry." }',
     },
