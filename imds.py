@@ -67,7 +67,7 @@ __all__ = [
 # ==================================================================================================
 
 # Every documented api-version and the fields it added to /metadata/instance. `a{...}` is an object, `a[{...}]`
-# a list of objects, `a:KIND=DEFAULT` a value. KIND says how redact() replaces it (KINDS in room 3); DEFAULT is
+# a list of objects, `a:KIND=DEFAULT` a value. KIND says how redact() replaces it (_Redactor in room 3); DEFAULT is
 # what the service sends for a VM without it, "" if left out. The first row is the preview, in a shape of its
 # own; the second is the base that all later rows add to. A new api-version is one row.
 VERSIONS = {
@@ -1274,7 +1274,8 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
 
 
 class _Redactor:
-    """Stand-ins for the values of one VM: a method for each kind of field, and for what no table knows."""
+    """Stand-ins for the values of one VM: a method for each KIND of a field except `bool`; value() also for what no
+    table knows."""
 
     def __init__(self, parts: "Mapping[str, Any]") -> None:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
@@ -1494,11 +1495,6 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
     except (KeyError, ValueError):
         pass
     return None
-
-
-# The kinds of fields except `bool`: _Redactor has a method for each.
-KINDS = ("address count data description file guid id image key mac name plan region size tag tags time url value"
-         " version word").split()
 
 
 # ==================================================================================================
