@@ -1996,7 +1996,7 @@ class Service:
         """Drop what is cached of the instance document and the identities."""
         self._views: "Dict[Tuple[str, bool], Dict[str, Any]]" = {}
         self._pages: "Dict[Tuple[Any, ...], Tuple[str, bytes]]" = {}
-        self._tokens: "Dict[Tuple[str, str], Tuple[int, str]]" = {}
+        self._tokens: "Dict[Tuple[str, ...], Tuple[int, str]]" = {}
         self._selected: "Dict[Tuple[str, str], List[Dict[str, str]]]" = {}
 
     def update(self, patch: "Mapping[str, Any]") -> None:
@@ -2196,7 +2196,7 @@ class Service:
         identity = self._select(query)
         if not (":" in resource or len(resource) == 36 and resource.count("-") == 4):  # a URI, or an application's GUID
             raise Rejection("bad-resource", resource)
-        key = identity["clientId"], resource
+        key = (resource, *identity.values())
         issued, token = self._tokens.get(key, (0, ""))
         if now > issued + TOKEN_SECONDS - TOKEN_RENEWED or query.get("bypass_cache", "").lower() == "true":
             issued, token = now, jwt(format_json(self._claims(identity, resource, now)))
