@@ -1068,9 +1068,10 @@ def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
 
 def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "Dict[str, str]":
     """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from the VM's."""
-    name = said.get("name") or said.get("resourceId", "").rpartition("/")[2] or said.get("clientId", "")
-    spec = "system" if said["type"] == "system" else "user:" + name
-    resource_id = compute["resourceId"] if said["type"] == "system" else (
+    is_system, last = said["type"] == "system", said.get("resourceId", "").rpartition("/")[2]
+    name = said.get("name") or last or said.get("clientId") or said.get("objectId", "")
+    spec = "system" if is_system else "user:" + name
+    resource_id = compute["resourceId"] if is_system else (
         "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
         % (compute["subscriptionId"], compute["resourceGroupName"], name))
     return {"type": said["type"], "clientId": said.get("clientId") or guid(compute["vmId"], spec, "client"),
