@@ -1147,7 +1147,7 @@ def _completed(changed: "Any", names: "Iterable[str]") -> "Dict[str, Any]":
     """Return ``changed``, complete again. ``names`` are the fields of ``compute`` that were set; if only one of
     ``tags`` and ``tagsList`` is among them, the other is made from it."""
     for one, other in (("tags", "tagsList"), ("tagsList", "tags")):
-        if one in names and other not in names and isinstance(changed["compute"], dict):
+        if one in names and other not in names:
             changed["compute"].pop(other, None)
     return complete(changed)
 
@@ -1175,7 +1175,7 @@ def assign(instance: "Mapping[str, Any]", name: str, text: str) -> "Dict[str, An
         if not isinstance(value, type(old)):
             raise ValueError("%s is %s: give it as JSON, or set a value in it" % (name, kind_of(old)))
     parent[int(names[-1]) if isinstance(parent, list) else names[-1]] = value
-    return _completed(changed, names[1:2])
+    return _completed(changed, names[1:2] if names[0] == "compute" else ())
 
 
 def _no_such_value(instance: "Any", name: str, names: "List[str]") -> str:
