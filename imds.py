@@ -1998,7 +1998,7 @@ class Service:
         self._views: "Dict[Tuple[str, bool], Dict[str, Any]]" = {}
         self._pages: "Dict[Tuple[Any, ...], Tuple[str, bytes]]" = {}
         self._tokens: "Dict[Tuple[str, ...], Tuple[int, str]]" = {}
-        self._selected: "Dict[Tuple[str, str], List[Dict[str, str]]]" = {}
+        self._selected: "Dict[Optional[Tuple[str, str]], List[Dict[str, str]]]" = {}  # None: without a selector
 
     def update(self, patch: "Mapping[str, Any]") -> None:
         self.instance = change(self.instance, patch)
@@ -2213,15 +2213,15 @@ class Service:
 
     def _select(self, query: "Mapping[str, str]") -> "Dict[str, str]":
         if not self._selected:
-            self._selected = {("type", "system"): [], ("", ""): []}
-            for identity in self.identities():
-                for named in [("", "")] + [(name, value.lower()) for name, value in identity.items()]:
-                    self._selected.setdefault(named, []).append(identity)
+            identities = self.identities()
+            self._selected[None] = [each for each in identities if each["type"] == "system"] or identities
+            for identity in identities:
+                for name, value in identity.items():
+                    self._selected.setdefault((name, value.lower()), []).append(identity)
         selectors = [(field, query[name].lower()) for name, field in SELECTORS.items() if query.get(name)]
         if len(selectors) > 1:
             raise Rejection("several-selectors")
-        found = (self._selected.get(selectors[0], []) if selectors
-                 else self._selected["type", "system"] or self._selected["", ""])
+        found = self._selected.get(selectors[0] if selectors else None, [])
         if len(found) != 1:
             raise Rejection("several-identities" if found else "no-identity")
         return found[0]
