@@ -1940,13 +1940,13 @@ class Events:
 
 def _served(cloud: "Cloud", in_2018: bool, versions: "Optional[Iterable[str]]") -> "Tuple[List[str], List[str]]":
     """The api-versions that are offered, oldest first, and those that are answered."""
-    offered, silent = list(cloud.versions_in_2018 if in_2018 else VERSIONS), [PREVIEW] if in_2018 else UNLISTED_VERSIONS
-    if versions is None:
-        return offered, offered + list(silent)
-    chosen = sorted({known(version, offered + list(silent), "api-version") for version in versions})
-    if not chosen:
+    offered = list(cloud.versions_in_2018 if in_2018 else VERSIONS)
+    answered = offered + ([PREVIEW] if in_2018 else list(UNLISTED_VERSIONS))
+    if versions is not None:
+        offered = answered = sorted({known(version, answered, "api-version") for version in versions})
+    if not offered:
         raise ValueError("versions must name at least one api-version")
-    return chosen, chosen
+    return offered, answered
 
 
 class Service:
