@@ -416,11 +416,11 @@ REASONS = {
     503: "Service Unavailable", 504: "Gateway Timeout",
 }
 
-# The type of a refusal's body, by how it begins (otherwise: text). Then the headers of a response, in the order of the
+# The type of a refusal's body, by how it begins. Then the headers of a response, in the order of the
 # wire (observed): of the service itself, and of the pages of the web server in front of it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 XML_TYPE, HTML_TYPE, CERTIFICATE_TYPE = "text/xml; charset=utf-8", "text/html", "application/pkix-cert"
-CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE}
+CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE, "": TEXT_TYPE}
 IMDS_HEADERS = ("Content-Type", "Server", "x-ms-request-id", "Date", "Content-Length")
 HEADERS = {
     XML_TYPE: ("Content-Length", "Content-Type", "Server", "Date"),
@@ -2314,7 +2314,7 @@ class Service:
                          for name, word in words.items()}
                 words["newest"] = format_json(self.versions[:-4:-1])
                 body = re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
-        content_type = next((CONTENT_TYPES[start] for start in CONTENT_TYPES if body.startswith(start)), TEXT_TYPE)
+        content_type = next(kind for start, kind in CONTENT_TYPES.items() if body.startswith(start))
         response = self._response(status, content_type, body.encode(), rule, request)
         if request is not None and status == 405:
             response.headers.append(("Allow", ", ".join(ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).verbs)))
