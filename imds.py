@@ -1577,8 +1577,8 @@ def _authority(subject: str, issuer: str) -> bytes:
 def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base: str) -> bytes:
     """The certificate of the service, DER, as observed in 2026, for the DNS ``names``, of which the last is its common
     name. ``base``: the URL below which its issuer's certificate and revocation list are."""
-    def url(tag: int, path: str) -> bytes:
-        return _der(tag, (base + "/" + path).encode())
+    def url(path: str) -> bytes:
+        return _der(0x86, (base + "/" + path).encode())
 
     return _certificate(SERVICE_NAME + names[-1], issuer, start, start + CERTIFICATE_SECONDS, [
         _extension("2.5.29.15", _der(0x03, b"\x05\xa0"), critical=True),  # digitalSignature, keyEncipherment
@@ -1586,9 +1586,9 @@ def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base:
         _extension("2.5.29.19", _sequence(), critical=True),
         _extension("2.5.29.17", _sequence(*[_der(0x82, name.encode()) for name in names])),
         _extension("1.3.6.1.5.5.7.1.1", _sequence(
-            _sequence(_oid("1.3.6.1.5.5.7.48.2"), url(0x86, ISSUING_FILE)),
-            _sequence(_oid("1.3.6.1.5.5.7.48.1"), url(0x86, "ocsp")))),
-        _extension("2.5.29.31", _sequence(_sequence(_explicit(0, _explicit(0, url(0x86, REVOKED_FILE))))))])
+            _sequence(_oid("1.3.6.1.5.5.7.48.2"), url(ISSUING_FILE)),
+            _sequence(_oid("1.3.6.1.5.5.7.48.1"), url("ocsp")))),
+        _extension("2.5.29.31", _sequence(_sequence(_explicit(0, _explicit(0, url(REVOKED_FILE))))))])
 
 
 def _certificate(subject: str, issuer: str, start: float, end: float, extensions: "List[bytes]") -> bytes:
