@@ -1113,10 +1113,9 @@ def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
 
 def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
     """A public load balancer in front of the first address of a VM."""
-    addresses = [address for interface in instance["network"]["interface"]
-                 for address in interface["ipv4"]["ipAddress"]]
-    both = {"frontendIpAddress": "203.0.113.10",
-            "privateIpAddress": addresses[0]["privateIpAddress"] if addresses else "10.0.0.4"}
+    first = next((address["privateIpAddress"] for interface in instance["network"]["interface"]
+                  for address in interface["ipv4"]["ipAddress"]), "10.0.0.4")
+    both = {"frontendIpAddress": "203.0.113.10", "privateIpAddress": first}
     return {"publicIpAddresses": [both], "outboundRules": [both],
             "inboundRules": [dict(both, protocol="tcp", frontendPort=443, backendPort=8443)]}
 
