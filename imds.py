@@ -494,9 +494,7 @@ RETRIED_404 = ("instance", "identity/oauth2/token")
 # ==================================================================================================
 
 MAX_DEPTH = 64  # levels of containers in a user's document
-
-
-MAX_MESSAGE = 2000  # characters; a service's answer can be long
+MAX_MESSAGE = 2000  # characters of an Error; a service's answer can be long
 
 
 class Error(Exception):
