@@ -338,6 +338,8 @@ class Changes(unittest.TestCase):
                 self.assertEqual(imds.resolve(changed, path), value)
                 self.assertEqual(changed, imds.complete(changed))
                 self.assertEqual(json.dumps(vm), before)  # the document itself is left alone
+        vm = imds.complete({"network": {"tags": "a"}, "compute": {"tags": "a:b:c", "tagsList": [{"name": "a:b", "value": "c"}]}})
+        self.assertEqual(imds.assign(vm, "network.tags", "b")["compute"], vm["compute"])
 
     def test_assign_refuses(self):
         for name, text, message in (

@@ -271,6 +271,17 @@ class Life(Case):
         self.clock.now += 1000  # nothing comes of the old NotBefore
         self.assertEqual(self.list(), {"DocumentIncarnation": 4, "Events": []})
 
+    def test_those_approved_together_end_together(self):
+        class Running(Steps):
+            def __call__(self):
+                self.now += 0.001
+                return self.now
+
+        self.bench = bench(clock=Running(START), profile="scaleset")
+        self.start(*[self.bench.schedule("Reboot") for _ in range(3)])
+        self.bench.clock.now += 601
+        self.assertEqual(self.list(), {"DocumentIncarnation": 6, "Events": []})
+
     def test_cancel(self):
         event_id = self.bench.schedule("Reboot")
         self.bench.cancel(event_id.lower())

@@ -594,6 +594,14 @@ class Token(unittest.TestCase):
         self.assertEqual((body["appid"], body["oid"], body["sub"], body["xms_mirid"]),
                          ("11111111-1111-4111-8111-111111111111", "O", "O", "/r/resourcegroups/X"))
 
+    def test_each_identity_has_its_own_token(self):
+        for key, identities in (("msi_res_id", [{"resourceId": "/one/app"}, {"resourceId": "/two/app"}]),
+                                ("object_id", [{"objectId": "one"}, {"objectId": "two"}])):
+            one = service(identities=identities)
+            values = [each["resourceId" if key == "msi_res_id" else "objectId"] for each in one.identities()]
+            tokens = [claims(self.answer("&%s=%s" % (key, value), one)["access_token"])[1] for value in values]
+            self.assertEqual([each["xms_mirid" if key == "msi_res_id" else "oid"] for each in tokens], values)
+
     def test_the_cache(self):
         clock = Steps()
         one = service(clock=clock)
