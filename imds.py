@@ -2262,7 +2262,7 @@ class Service:
         import base64
 
         if self._recorded and not nonce and not flaw:
-            return self._recorded
+            return dict(self._recorded)
         created = int(self.clock()) - (86400 + ATTESTED_SECONDS if flaw == "expired" else 0)
         content = self._attested_content(version, nonce, flaw, created)
         signature = sign(content)
