@@ -4277,7 +4277,7 @@ class Client:
     def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error], set[str]]":
         """The list of those scheduled events that can be read, an Error about the first other one, and the EventIds
         of the others in upper case, "" for one that has none."""
-        reply = self._ask_events(call)
+        reply = self._ask_newest("/metadata/scheduledevents", "", call)
         document, events, odd = _content(reply), [], None  # type: Any, List[Dict[str, Any]], Optional[Error]
         try:
             check(check(document, dict, "it")["DocumentIncarnation"], int, "DocumentIncarnation")
@@ -4311,7 +4311,7 @@ class Client:
         call = self._call()
         body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
         try:
-            reply = self._ask_events(call, body)
+            reply = self._ask_newest("/metadata/scheduledevents", "", call, body)
         except Refused as refusal:
             if call.interrupted:  # an earlier try may have been accepted, and only its answer lost
                 document, _, lost = self._events(call)
@@ -4328,18 +4328,6 @@ class Client:
             raise (Refused if is_error else NotIMDS)("%s answered %d to an approval with %s: it was not taken" % (
                 reply.url, reply.status, "an error" if is_error else "something that is not the service's"),
                 reply.status, reply.body, reply.url)
-
-    def _ask_events(self, call: "_Call", body: "Optional[bytes]" = None, query: str = "") -> "Reply":
-        target, rest = "/metadata/scheduledevents?api-version=", query and "&" + query
-        newest = self._negotiated.get("scheduledevents", EVENTS_NEWEST)
-        try:
-            return self._ask(target + newest + rest, call, body)
-        except NotFound:
-            if newest == EVENTS_GA:
-                raise
-        reply = self._ask(target + EVENTS_GA + rest, call, body)  # an older service
-        self._negotiated["scheduledevents"] = EVENTS_GA
-        return reply
 
     def watch_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """Yield what ``scheduled_events`` returns: at once, and again whenever its DocumentIncarnation or Events have
@@ -4507,23 +4495,25 @@ class Client:
         endpoint = parse_target(path).endpoint
         if endpoint is None or ENDPOINTS[endpoint].since is None or "api-version=" in query:
             return self._ask(target, call)
-        if endpoint == "scheduledevents":
-            return self._ask_events(call, query=query)
         return self._ask_newest(path, query, call)
 
-    def _ask_newest(self, path: str, query: str, call: "_Call") -> "Reply":
-        """Ask at ``self.api_version``, or else at the newest that both sides know."""
+    def _ask_newest(self, path: str, query: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
+        """Ask at ``self.api_version``, or else at the newest that both sides know. Scheduled events have versions of
+        their own, and a service that is too old for one answers 404 and offers none: then it is asked at EVENTS_GA."""
         endpoint = str(parse_target(path).endpoint)
-        version, tried = self.api_version or self._negotiated.get(endpoint, NEWEST), []  # type: str, List[str]
+        of_events = endpoint == "scheduledevents"
+        fixed, tried = None if of_events else self.api_version, []  # type: Optional[str], List[str]
+        version = fixed or self._negotiated.get(endpoint, EVENTS_NEWEST if of_events else NEWEST)
         while True:
             tried.append(version)
             try:
-                reply = self._ask("%s?api-version=%s%s" % (path, version, query and "&" + query), call)
+                reply = self._ask("%s?api-version=%s%s" % (path, version, query and "&" + query), call, body)
                 self._negotiated[endpoint] = version
                 return reply
             except (Refused, NotFound) as error:
-                offered = [each for each in error.offered if each not in tried]
-                if self.api_version or not offered or len(tried) > 5:
+                offers = error.offered if not of_events else [EVENTS_GA] if isinstance(error, NotFound) else []
+                offered = [each for each in offers if each not in tried]
+                if fixed or not offered or len(tried) > 5:
                     raise
                 version = offered[0]
 

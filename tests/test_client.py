@@ -770,6 +770,7 @@ class Events(Case):
             for path in ("/metadata/scheduledevents?x=y", "/metadata/scheduledevents/", "/metadata/scheduledevents?"):
                 self.assertEqual(imds.get(path, endpoint=vm.url)["Events"], [])
             self.assertTrue(vm.requests[0].request.target.endswith("?api-version=2020-07-01&x=y"))
+            self.assertIsInstance(error_of(imds.get, "/metadata/scheduledevents/x", endpoint=vm.url), imds.NotFound)
 
     def test_odd_dates_of_an_answer(self):
         for date in ("Fri, 01 Jan 99999 00:00:00 GMT", "soon", "", "Sat, 99 Feb 2026 11:04:46 GMT"):
