@@ -4122,6 +4122,9 @@ RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is still v
 IDENTITY_REFUSALS = frozenset(  # bodies that may be shown: no part of a request or a token is in them
     body for body in [refusal.body for refusal in REFUSALS.values()] + list(DIALECTS["identity"].values())
     if body.startswith("{") and "$" not in body)
+ADVICE = {403: "the guest proxy agent may keep this program out", 404: "check the path and the api-version"}
+# What the service never answers, by status, or else by its first digit; for all others the status says enough.
+ODD_ANSWERS = {3: "a redirect", 304: None, 4: "an HTML page", 511: "a wish to log in"}
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
@@ -4558,10 +4561,10 @@ class Client:
             except OSError as error:
                 problem = error
             if reply is not None:
-                failure, again = _judged(reply, body)
+                failure = _judged(reply, body)
                 if failure is None:
                     return reply
-                if not again:
+                if not isinstance(failure, Unavailable):
                     reply = None  # an error's frames are not to hold what came
                     raise failure
                 told, total, first_pause = failure, row.total, 1.0
@@ -4820,24 +4823,19 @@ def _is_nobody(problem: "Any") -> bool:
     return not isinstance(problem, (_Silence, ConnectionResetError, BrokenPipeError, ConnectionAbortedError))
 
 
-def _judged(reply: "Reply", body: "Optional[bytes]" = None) -> "Tuple[Optional[Error], bool]":
-    """The Error that a reply means, or None, and whether to try again."""
+def _judged(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
+    """The Error that a reply to a request with this body means, or None. After an Unavailable one asks again."""
     status = reply.status
     if status == 200 or status == 204 and body is not None:
-        return None, False
-    path = reply.url.partition("?")[0].partition("/metadata/")[2]
-    if status == 404 and path in RETRIED_404 and not _is_foreign(reply) and not _says_invalid_version(reply):
-        return _failure(Unavailable, reply, RETRIED[404]), True
-    if status != 404 and status in RETRIED or 500 <= status < 600 and status != 511:
-        return _failure(Unavailable, reply, RETRIED.get(status, "try again later")), True
-    if not 400 <= status < 500 or _is_foreign(reply):
-        what = "an HTML page" if 400 <= status < 500 else "a redirect" if 300 <= status < 400 and status != 304 else (
-            "a wish to log in" if status == 511 else "a status that the service never has")
-        return _not_imds(reply, what), False
-    if status == 404:
-        return _failure(NotFound, reply, "check the path and the api-version"), False
-    advice = "the guest proxy agent may keep this program out" if status == 403 else "check the request"
-    return _failure(Refused, reply, advice), False
+        return None
+    is_foreign, path = _is_foreign(reply), reply.url.partition("?")[0].partition("/metadata/")[2]
+    is_not_up = status == 404 and path in RETRIED_404 and not is_foreign and not _says_invalid_version(reply)
+    if is_not_up or status != 404 and status in RETRIED or 500 <= status < 600 and status != 511:
+        return _failure(Unavailable, reply, RETRIED.get(status, "try again later"))
+    if is_foreign or not 400 <= status < 500:
+        what = ODD_ANSWERS.get(status, ODD_ANSWERS.get(status // 100))
+        return _not_imds(reply, what or "a status that the service never has")
+    return _failure(NotFound if status == 404 else Refused, reply, ADVICE.get(status, "check the request"))
 
 
 def _says_invalid_version(reply: "Reply") -> bool:
