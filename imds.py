@@ -4150,11 +4150,15 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
             return 0
 
     @property
+    def text(self) -> str:
+        """The body as text."""
+        return str(self.data.decode("utf-8", "replace"))
+
+    @property
     def body(self) -> "Optional[str]":
-        """The body as text; None if it is of the identity service and not in IDENTITY_REFUSALS."""
-        text = str(self.data.decode("utf-8", "replace"))
+        """The text; None if it is of the identity service and not in IDENTITY_REFUSALS."""
         is_of_identity = "identity" in urllib.parse.unquote(self.url).lower()  # as a service might read it
-        return None if is_of_identity and text not in IDENTITY_REFUSALS else text
+        return None if is_of_identity and self.text not in IDENTITY_REFUSALS else self.text
 
     def __repr__(self) -> str:  # some tracebacks show variables, and ``data`` may hold a token
         return "<reply %d of %d bytes from %s>" % (self.status, len(self.data), self.url.partition("?")[0])
@@ -5034,12 +5038,11 @@ CONTRACT_CHECKS += [Check("documented", "instance", "GET", "true", "document at 
 
 def judge(check_row: "Check", reply: "Reply") -> str:
     """How a reply differs from what a check expects, or ""."""
-    expected, said = check_row.expected, reply.data.decode("utf-8", "replace")
+    expected, said = check_row.expected, reply.text
     if expected in SHAPES:
-        wanted = SHAPE_STATUSES.get(expected, (200,))
-        if reply.status not in wanted:
-            return "status %d, not %s" % (reply.status, " or ".join(map(str, wanted)))
-        return SHAPES[expected](reply)
+        differs = SHAPES[expected].get(reply.status)
+        return differs(reply) if differs else "status %d, not %s" % (
+            reply.status, " or ".join(map(str, SHAPES[expected])))
     row, names = REFUSALS[expected], parse_target(check_row.target).names
     text = DIALECTS.get("".join(names[1:2]), {}).get(expected, row.body).replace("$verb", check_row.verb)
     if reply.status != row.status:
@@ -5063,7 +5066,7 @@ def _instance_differs(reply: "Reply") -> str:
 
 def _not_minified(document: "Any", reply: "Reply") -> str:
     forms = format_json(document), json.dumps(document, separators=(",", ":"))
-    return "" if reply.data.decode("utf-8", "replace") in forms else "not minified"
+    return "" if reply.text in forms else "not minified"
 
 
 def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
@@ -5098,30 +5101,16 @@ def _json_differs(kind: "Any", names: str, strings: bool, reply: "Reply") -> str
 def _text_differs(pattern: str, reply: "Reply") -> str:
     if not reply.headers.get("content-type", "").startswith("text/plain"):
         return "type %r, not text/plain" % reply.headers.get("content-type")
-    text = reply.data.decode("utf-8", "replace")
-    if not re.match(pattern, text):
-        return "body %r" % text[:100]
-    return "" if text.split("\n") == sorted(text.split("\n"), key=lambda line: (len(line), line)
-                                            if line.rstrip("/").isdigit() else (0, line)) else "not in order"
+    if not re.match(pattern, reply.text):
+        return "body %r" % reply.text[:100]
+    lines = reply.text.split("\n")
+    return "" if lines == sorted(lines, key=lambda line: (len(line), line) if line.rstrip("/").isdigit()
+                                 else (0, line)) else "not in order"
 
 
 def _header_differs(name: str, pattern: str, reply: "Reply") -> str:
     value = reply.headers.get(name, "")
     return "" if re.match(pattern.replace("SIZE", str(len(reply.data))) + r"\Z", value) else "it is %r" % value
-
-
-def _token_differs(reply: "Reply") -> str:
-    if reply.status == 400:
-        return "" if reply.data.decode("utf-8", "replace") in IDENTITY_REFUSALS else "an error in other words"
-    names = "access_token client_id expires_in expires_on ext_expires_in not_before resource token_type"
-    return _json_differs(dict, names, True, reply)
-
-
-def _balance_differs(reply: "Reply") -> str:
-    said = reply.data.decode("utf-8", "replace")
-    if reply.status == 404:
-        return "" if said == REFUSALS["no-load-balancer"].body else "body %r" % said[:150]
-    return _json_differs(dict, "loadbalancer", False, reply)
 
 
 def _events_differ(reply: "Reply") -> str:
@@ -5136,29 +5125,32 @@ def _events_differ(reply: "Reply") -> str:
     return _json_differs(dict, "DocumentIncarnation Events", False, reply)
 
 
-SHAPES: "Dict[str, Callable[[Reply], str]]" = {  # each returns how a reply differs, or ""
-    "instance": _instance_differs,
-    "compute": lambda reply: _instance_differs(reply._replace(
-        data=b'{"compute":%s,"network":{"interface":[]}}' % reply.data)),
-    "object": functools.partial(_json_differs, dict, "", False),
-    "list": functools.partial(_json_differs, list, "", False),
-    "value": functools.partial(_text_differs, r"[^\n]*\Z"),
-    "listing": functools.partial(_text_differs, r"(\w+/?\n)*\w+/?\Z"),
-    "indexes": functools.partial(_text_differs, r"(\d+/\n)*\d+/\Z"),
-    "leaf-refused": lambda reply: "",
-    "versions": functools.partial(_json_differs, dict, "apiVersions", False),
-    "tenant": functools.partial(_json_differs, dict, "tenantId", True),
-    "token": _token_differs,
-    "loadbalancer": _balance_differs,
-    "attested": functools.partial(_json_differs, dict, "encoding signature", True),
-    "event-list": _events_differ,
-    "content-type": functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8"),
-    "server": functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+"),
-    "x-ms-request-id": functools.partial(_header_differs, "x-ms-request-id", "(?i)[0-9a-f-]{36}"),
-    "date": functools.partial(_header_differs, "date", ".+ GMT"),
-    "content-length": functools.partial(_header_differs, "content-length", "SIZE"),
+SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what returns how a reply differs, or ""
+    "instance": {200: _instance_differs},
+    "compute": {200: lambda reply: _instance_differs(reply._replace(
+        data=b'{"compute":%s,"network":{"interface":[]}}' % reply.data))},
+    "object": {200: functools.partial(_json_differs, dict, "", False)},
+    "list": {200: functools.partial(_json_differs, list, "", False)},
+    "value": {200: functools.partial(_text_differs, r"[^\n]*\Z")},
+    "listing": {200: functools.partial(_text_differs, r"(\w+/?\n)*\w+/?\Z")},
+    "indexes": {200: functools.partial(_text_differs, r"(\d+/\n)*\d+/\Z")},
+    "leaf-refused": {400: lambda reply: ""},
+    "versions": {200: functools.partial(_json_differs, dict, "apiVersions", False)},
+    "tenant": {200: functools.partial(_json_differs, dict, "tenantId", True)},
+    "token": {200: functools.partial(_json_differs, dict, "access_token client_id expires_in expires_on ext_expires_in"
+                                     " not_before resource token_type", True),
+              400: lambda reply: "" if reply.text in IDENTITY_REFUSALS else "an error in other words"},
+    "loadbalancer": {200: functools.partial(_json_differs, dict, "loadbalancer", False),
+                     404: lambda reply: "" if reply.text == REFUSALS["no-load-balancer"].body else
+                     "body %r" % reply.text[:150]},
+    "attested": {200: functools.partial(_json_differs, dict, "encoding signature", True)},
+    "event-list": {200: _events_differ},
+    "content-type": {200: functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8")},
+    "server": {200: functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+")},
+    "x-ms-request-id": {200: functools.partial(_header_differs, "x-ms-request-id", "(?i)[0-9a-f-]{36}")},
+    "date": {200: functools.partial(_header_differs, "date", ".+ GMT")},
+    "content-length": {200: functools.partial(_header_differs, "content-length", "SIZE")},
 }
-SHAPE_STATUSES = {"leaf-refused": (400,), "token": (200, 400), "loadbalancer": (200, 404)}  # of all others: 200
 
 
 def verify(
