@@ -5789,8 +5789,7 @@ class _Watch:
         if self.live and coming:
             soonest = min(coming, key=lambda event: parse_time(event["NotBefore"]) or 0)
             line = "%s of %s %s" % (soonest["EventType"], ",".join(soonest["Resources"]), _left(soonest, self.client))
-            sys.stdout.write(_fitting(one_line(line), True))
-            sys.stdout.flush()
+            _write(_fitting(one_line(line), True).encode())
 
 
 class _Handlers:

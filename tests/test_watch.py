@@ -275,8 +275,8 @@ class Lines(Case):
         ours, theirs = pty.openpty()
         self.addCleanup(os.close, ours)
         with imds.Emulator() as vm:
-            event_id = vm.schedule("Reboot", description="x" * 100)
-            process = self.watch(vm.url, stdout=theirs, env=dict(os.environ, COLUMNS="60"))
+            event_id = vm.schedule("Reboot", resources=["w\u00fcb_2"], description="x" * 100)
+            process = self.watch(vm.url, stdout=theirs, env=dict(os.environ, COLUMNS="60", PYTHONIOENCODING="ascii"))
             os.close(theirs)
             seen = b""
             while seen.count(b"\r\x1b[K") < 3:
@@ -284,7 +284,7 @@ class Lines(Case):
             self.end(process)
         lines = [line for line in re.split("\r\x1b\\[K|\r\n", seen.decode()) if line]
         self.assertTrue(lines[0].startswith("Scheduled  Reboot"), lines)
-        self.assertRegex(lines[1], r"^Reboot of avset2 in 1[45]:\d\d$")
+        self.assertRegex(lines[1], "^Reboot of w\u00fcb_2 in 1[45]:[0-9]{2}$")
         self.assertIn(event_id[:8], lines[0])
         self.assertLess(max(map(len, lines)), 60)
 
