@@ -4758,8 +4758,7 @@ def _transport() -> "Callable[..., Reply]":
         headers: "Optional[Mapping[str, str]]" = None,
     ) -> "Reply":
         request = request_for(url, body, verb, (("Metadata", "true"),) if headers is None else tuple(headers.items()))
-        problem: "Optional[BaseException]" = None
-        odd = ""
+        problem, odd = None, "%s answered %s: what answers is not IMDS"  # type: Any, str
         try:
             with handler.do_open(Connection, request, limit=limit) as response:  # type: ignore[arg-type]
                 return Reply(response.status, response.headers, _read(response), url)
@@ -4770,13 +4769,12 @@ def _transport() -> "Callable[..., Reply]":
         except OSError as error:
             problem = error
         except _TooMuch:
-            odd = "more than %d bytes" % MAX_REPLY
-        except (http.client.HTTPException, ValueError, UnicodeError):
-            odd = "something that is not HTTP"
-        if problem is None:  # outside `except`: as its context, the exception would keep the body, perhaps a token
-            raise NotIMDS("%s answered %s: what answers is not IMDS" % (url, odd), url=url)
+            problem = NotIMDS(odd % (url, "more than %d bytes" % MAX_REPLY), url=url)
+        except (http.client.HTTPException, ValueError):
+            problem = NotIMDS(odd % (url, "something that is not HTTP"), url=url)
+        # Outside `except`, without context and frames: they would keep what came, perhaps a token.
         problem.__context__ = None
-        raise problem.with_traceback(None)  # for the same reason: its frames hold what came
+        raise problem.with_traceback(None)
 
     return fetch
 
