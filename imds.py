@@ -4176,13 +4176,8 @@ def attested_content(document: "Mapping[str, str]") -> "Dict[str, Any]":
         raise ValueError("not an attested document: %r" % error) from None
 
 
-def _endpoint(endpoint: "Optional[str]") -> "Tuple[str, str]":
-    """The base URL to ask, and the variable that it is from, or "", for messages."""
-    if endpoint is not None:
-        return endpoint.rstrip("/"), ""
-    if "AZURE_IMDS_ENDPOINT" in os.environ:
-        return os.environ["AZURE_IMDS_ENDPOINT"].rstrip("/"), "AZURE_IMDS_ENDPOINT"
-    return DEFAULT_ENDPOINT, ""
+def _default_endpoint() -> str:
+    return os.environ.get("AZURE_IMDS_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
 
 
 def say(line: str) -> None:
@@ -4215,11 +4210,12 @@ class Client:
         clock: "Callable[[], float]" = time.time, timer: "Callable[[], float]" = time.monotonic,
         sleep: "Callable[[float], None]" = time.sleep,
     ) -> None:
-        self.endpoint, self._led_by = _endpoint(endpoint)
+        self.endpoint = _default_endpoint() if endpoint is None else endpoint.rstrip("/")
+        self._is_led = endpoint is None and "AZURE_IMDS_ENDPOINT" in os.environ  # for messages
         found = re.match(ENDPOINT_FORM, self.endpoint, re.A)
         if not found or int((found.group(2) or ":80")[1:]) > 65535:
             raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r%s" % (
-                DEFAULT_PORT, self.endpoint, self._led_by and ", which is the value of " + self._led_by))
+                DEFAULT_PORT, self.endpoint, ", which is the value of AZURE_IMDS_ENDPOINT" if self._is_led else ""))
         for name, seconds in (("timeout", timeout), ("deadline", deadline)):
             if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < 1e6):
                 raise ValueError("%s must be more than 0 seconds, not %r" % (name, seconds))
@@ -4596,7 +4592,7 @@ class Client:
             pause = min(pause * 2, 8)
 
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
-        led = "%s leads there; " % self._led_by if self._led_by else ""
+        led = "AZURE_IMDS_ENDPOINT leads there; " if self._is_led else ""
         if isinstance(problem, _Silence):
             error = Unreachable(
                 "something listens at %s but does not answer in time; %sis it the service?" % (url, led), url=url)
@@ -4938,7 +4934,7 @@ def _asking(method: "Callable[..., Any]") -> "Any":
     def function(*arguments: "Any", **settings: "Any") -> "Any":
         chosen = {name: settings.pop(name) for name in ("endpoint", "api_version", "timeout", "deadline")
                   if name in settings}
-        own = not any(chosen.values()) and _endpoint(None)[0] == DEFAULT_ENDPOINT
+        own = not any(chosen.values()) and _default_endpoint() == DEFAULT_ENDPOINT
         return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
 
     return function
