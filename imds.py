@@ -4934,7 +4934,7 @@ def _asking(method: "Callable[..., Any]") -> "Any":
     def function(*arguments: "Any", **settings: "Any") -> "Any":
         chosen = {name: settings.pop(name) for name in ("endpoint", "api_version", "timeout", "deadline")
                   if name in settings}
-        own = not any(chosen.values()) and _default_endpoint() == DEFAULT_ENDPOINT
+        own = all(value is None for value in chosen.values()) and _default_endpoint() == DEFAULT_ENDPOINT
         return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
 
     return function

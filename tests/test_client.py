@@ -906,6 +906,8 @@ class Tokens(Case):
             here = imds.Client(vm.url)
             with mock.patch.object(imds, "_client_of_this_vm", lambda: here):
                 self.assertEqual(imds.token(VAULT), imds.token(VAULT))
+                for settings in ({"endpoint": ""}, {"timeout": 0}, {"deadline": 0}):
+                    self.assertRaises(ValueError, imds.token, VAULT, **settings)
             self.assertEqual(len(vm.requests), 1)
         self.assertIs(imds._client_of_this_vm(), imds._client_of_this_vm())
         self.assertEqual(imds._client_of_this_vm().endpoint, "http://169.254.169.254")
