@@ -5267,7 +5267,7 @@ class Doctor:
         for name, whom in (("http_proxy", "curl and Python"), ("HTTP_PROXY", "Python, and not curl"),
                            ("all_proxy", "curl"), ("ALL_PROXY", "curl")):
             if self._environ.get(name):
-                self._fact(name, re.sub("//[^@/]*@", "//(masked)@", self._environ[name]),
+                self._fact(name, re.sub(r"(?s)\A(\w+://)?.*@", r"\1(masked)@", self._environ[name]),
                            "passed by, for no_proxy says so" if passed_by else
                            "%s would send requests for %s there; set NO_PROXY=%s" % (whom, self._host, self._host))
 

@@ -205,6 +205,8 @@ class Facts(Worlds):
             ("all_proxy", "socks5://proxy", {}, "socks5://proxy", "curl would send"),
             ("ALL_PROXY", "socks5://proxy", {}, "socks5://proxy", "curl would send"),
             ("http_proxy", "http://me:hush@proxy", {}, "http://(masked)@proxy", "would send"),
+            ("http_proxy", "http://me:hu/s@h@proxy", {}, "http://(masked)@proxy", "would send"),
+            ("http_proxy", "me:hush@proxy:3128", {}, "(masked)@proxy:3128", "would send"),  # curl takes this
             ("http_proxy", "http://proxy", {"no_proxy": "localhost, 169.254.169.254"}, "http://proxy", "passed by"),
             ("http_proxy", "http://proxy", {"NO_PROXY": "*"}, "http://proxy", "passed by"),
             ("http_proxy", "http://proxy", {"NO_PROXY": "169.254.169"}, "http://proxy", "would send"),
