@@ -5893,10 +5893,10 @@ def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
 
 # --- the emulator's commands
 
-def _run_serve(options: "Any") -> int:
+def _run_serve(options: "Any") -> None:
     if options.help_situations:
         _print(inspect_playbooks())
-        return 0
+        return
     if options.reload and options.document in (None, "-"):
         raise ValueError("--reload goes with a file")
     options.seen = _stamp(options.document) if options.reload else None
@@ -5905,9 +5905,9 @@ def _run_serve(options: "Any") -> int:
     signals = _Signals()
     try:
         _start(vm, options)
-        first, *others = vm if options.scale_set is not None else [vm]
-        _banner(first)
-        _print("\n".join(each.url for each in [first] + others))
+        vms = [vm] if options.scale_set is None else vm
+        _banner(vms[0])
+        _print("\n".join(each.url for each in vms))
         while vm.wait(0.5) and not signals.came:
             if options.reload:
                 _reload(vm, options)
@@ -5917,7 +5917,6 @@ def _run_serve(options: "Any") -> int:
         signals.ignore()
         vm.stop()
         log.close()
-    return 0
 
 
 def inspect_playbooks() -> str:
@@ -6137,7 +6136,7 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
     return len(findings)
 
 
-def _run_ctl(options: "Any") -> int:
+def _run_ctl(options: "Any") -> None:
     import textwrap
 
     url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d" % DEFAULT_PORT).rstrip("/")
@@ -6169,7 +6168,6 @@ def _run_ctl(options: "Any") -> int:
         _print(textwrap.indent(documentation, "    "))
     if result is not None:
         _print(result if isinstance(result, str) else _json(result))
-    return 0
 
 
 def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
