@@ -6014,9 +6014,9 @@ class _Log:
                     text = ""
             self._writing = False
 
-    def close(self, most: float = 0.5) -> None:
+    def close(self) -> None:
         """Wait until all is written, but not for long."""
-        until = time.monotonic() + most
+        until = time.monotonic() + 0.5
         while (self._lines or self._writing) and time.monotonic() < until:
             time.sleep(0.005)
 
@@ -6232,7 +6232,7 @@ def _parts(options: "Any") -> "Dict[str, Any]":
 
 
 EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: argument of Bench.schedule, its parser
-    "in": ("after", lambda text: duration(text)), "resources": ("resources", lambda names: names.split("+")),
+    "in": ("after", duration), "resources": ("resources", lambda names: names.split("+")),
     "duration": ("duration", lambda text: int(duration(text))), "source": ("source", str),
     "description": ("description", str),
 }
