@@ -4281,7 +4281,7 @@ class Client:
         """The list of those scheduled events that can be read, an Error about the first other one, and the EventIds
         of the others in upper case, "" for one that has none."""
         reply = self._ask_newest("/metadata/scheduledevents", "", call)
-        document, events, odd = _content(reply), [], None  # type: Any, List[Dict[str, Any]], Optional[Error]
+        document, events = _content(reply), []  # type: Any, List[Dict[str, Any]]
         try:
             check(check(document, dict, "it")["DocumentIncarnation"], int, "DocumentIncarnation")
             listed = check(document["Events"], list, "Events")
@@ -4304,9 +4304,8 @@ class Client:
             except ValueError as error:
                 why = why or str(error)
                 lost.add(str(event.get("EventId") or "").upper() if isinstance(event, dict) else "")
-        if why:
-            odd = _not_imds(reply, "an event that can't be read (%s)" % why)
         self._listed_events = True
+        odd = _not_imds(reply, "an event that can't be read (%s)" % why) if why else None
         return dict(document, Events=events), odd, lost
 
     def approve(self, *event_ids: str) -> None:
