@@ -5630,25 +5630,25 @@ def _shown(value: "Any") -> str:
 
 
 def _run_verify(options: "Any") -> int:
-    client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), [0.0]
+    client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), 0.0
     answers: "set[str]" = set()  # kinds of answers that came
-    gone: "List[Error]" = []  # why the last request had none
+    gone: "Optional[Error]" = None  # why the last request had no answer
 
     def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
-        time.sleep(max(0, last[0] + 0.25 - time.monotonic()))  # at 4 a second no service throttles
-        last[0] = time.monotonic()
+        nonlocal last, gone
+        time.sleep(max(0, last + 0.25 - time.monotonic()))  # at 4 a second no service throttles
+        last, gone = time.monotonic(), None
         try:
             status, said, body = client.ask_once(verb, target, headers)
         except Unreachable as error:
-            gone[:] = [error]
+            gone = error
             raise
-        gone.clear()
         is_failing = status in (410, 429, 500, 502, 503, 504)
         answers.add("failing" if is_failing else "imds" if is_like_imds(body) else "other")
         return status, said, body
 
-    marks, rows = ("documented", "observed", "chosen"), []  # type: Tuple[str, ...], List[Dict[str, str]]
-    summary = {mark: dict.fromkeys(("holds", "differs", "can't tell"), 0) for mark in marks}
+    rows: "List[Dict[str, str]]" = []
+    summary = {mark: {"holds": 0, "differs": 0, "can't tell": 0} for mark in ("documented", "observed", "chosen")}
     for row, verdict, why in verify(ask):
         summary[row.mark][verdict] += 1
         rows.append({"check": row.name, "mark": row.mark, "request": row.verb + " " + row.target, "verdict": verdict,
@@ -5658,16 +5658,15 @@ def _run_verify(options: "Any") -> int:
     if options.json:
         _print(_json({"url": client.endpoint, "checks": rows, "summary": summary}))
     else:
-        for mark in marks:
-            _print("%-10s  " % mark +
-                   "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % summary[mark])
-    if gone and sum(summary[mark]["can't tell"] for mark in marks) * 2 > len(rows):
-        raise gone[0]
+        for mark, counts in summary.items():
+            _print("%-10s  " % mark + "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % counts)
+    if gone and sum(counts["can't tell"] for counts in summary.values()) * 2 > len(rows):
+        raise gone
     if answers == {"failing"}:
         raise Unavailable("%s answers nothing but 410, 429 and 5xx; try again later" % client.endpoint)
     if "imds" not in answers:
         raise NotIMDS("no answer is like one of the service: what answers at %s is not IMDS" % client.endpoint)
-    return int(any(summary[mark]["differs"] for mark in (marks if options.strict else marks[:2])))
+    return any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
 
 
 def _run_doctor(options: "Any") -> int:

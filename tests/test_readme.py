@@ -50,10 +50,10 @@ def lay_out(folder, files):
     """Put into a folder what a session or an example needs: imds.py, the files of the README, this Python as python3."""
     with open(os.path.join(ROOT, "imds.py"), encoding="utf-8") as file:
         source = file.read()
-    pause = "last[0] + 0.25"  # of verify, between two requests: nobody is to be spared here
+    pause = "last + 0.25"  # of verify, between two requests: nobody is to be spared here
     if pause not in source:
         raise AssertionError("verify waits in other words: %r is not in imds.py" % pause)
-    files = dict(files, **{"imds.py": source.replace(pause, "last[0]"),
+    files = dict(files, **{"imds.py": source.replace(pause, "last"),
                            "python3": '#!/bin/sh\nexec "%s" "$@"\n' % sys.executable})
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
