@@ -4479,9 +4479,9 @@ class Client:
             raise self._unreachable(url, error) from None
         return reply.status, reply.headers, reply.data
 
-    def control(self, verb: str, target: str, arguments: "Any" = None) -> "Any":
+    def control(self, target: str, arguments: "Optional[Mapping[str, Any]]") -> "Any":
         """What /imds/ of an emulator answers. Raises Refused, with its answer as ``body``."""
-        body = format_json(arguments or {}).encode() if verb == "POST" else None
+        body = None if arguments is None else format_json(arguments).encode()
         return _content(self._ask(target, self._call(), body))
 
     def _instance(self, call: "_Call") -> "Dict[str, Any]":
@@ -6146,7 +6146,7 @@ def _run_ctl(options: "Any") -> None:
     name = options.operation and known(options.operation, OPERATIONS, "operation")
     arguments = read_arguments(name, {key: value for key, _, value in pairs}) if name else None
     try:
-        answer = client.control("POST" if name else "GET", "/%s/%s" % (path or "imds", name or ""), arguments)
+        answer = client.control("/%s/%s" % (path or "imds", name or ""), arguments)
     except Unreachable as error:
         raise Unreachable("no emulator answers at %s%s; start one with 'python3 -m imds serve --control', or say with "
                           "--url where it is" % (url, " in time" if error.silent else "")) from None
