@@ -4571,21 +4571,19 @@ class Client:
                     call.gone, total = self._timer(), row.gone
                 elif call.gone is not None:  # the VM was moved, and the service is not up yet
                     total = min(row.gone, call.gone - call.begun + row.total)
+                asked, reply = reply.retry_after, None
             else:
-                failure, first_pause = self._unreachable(url, problem), 0.1
+                failure, first_pause, asked = self._unreachable(url, problem), 0.1, 0
                 call.interrupted, silent = True, silent + isinstance(problem, _Silence)
                 total = row.gone
                 if call.gone is None:
                     total = NOBODY if self.deadline is None and _is_nobody(problem) else row.total
-                    if silent > 1:
-                        raise told or failure
             import random
 
             left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
-            asked, reply = reply.retry_after if reply is not None else 0, None
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
-            if last < 0.001 or asked > last:
+            if last < 0.001 or asked > last or silent > 1 and call.gone is None:
                 raise told if told and isinstance(problem, _Silence) else failure
             self._sleep(min(max(wait, asked), last))
             pause = min(pause * 2, 8)
