@@ -6019,7 +6019,6 @@ class _Log:
 
 def _run_exec(options: "Any") -> int:
     import shutil
-    import signal
     import subprocess
 
     if not options.command:
@@ -6037,9 +6036,7 @@ def _run_exec(options: "Any") -> int:
 
     try:
         _start(vm, options)
-        if _in_main_thread():
-            signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the command as well, which decides
-            signal.signal(signal.SIGTERM, end)
+        _set_signals(lambda *_: None, end)  # a terminal sends Ctrl-C to the command as well, which decides
         program = shutil.which(options.command[0]) if os.name == "nt" else None  # a .cmd, too
         environment = dict(os.environ, **vm.environ)
         if options.isolated:  # clients are to go to the address of the real service
@@ -6331,10 +6328,14 @@ def _fitting(line: str, live: bool) -> str:
     return line[:shutil.get_terminal_size().columns - 1] if live else line
 
 
-def _in_main_thread() -> bool:
+def _set_signals(interrupt: "Any", end: "Any") -> None:
+    """Set what SIGINT and SIGTERM do, if this is the main thread: no other may."""
+    import signal
     import threading
 
-    return threading.current_thread() is threading.main_thread()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, end)
 
 
 class _Signals:
@@ -6343,24 +6344,18 @@ class _Signals:
 
     def __init__(self) -> None:
         self.came = self.held = False
-        self._set(self._interrupt)
+        _set_signals(self._interrupt, self._interrupt)
 
     def _interrupt(self, *_: object) -> None:
         self.came = True
         if not self.held:
             raise KeyboardInterrupt
 
-    def _set(self, handler: "Any") -> None:
-        import signal
-
-        for number in (signal.SIGTERM, signal.SIGINT) if _in_main_thread() else ():
-            signal.signal(number, handler)
-
     def ignore(self) -> None:
         """Ignore further signals: the program is ending."""
         import signal
 
-        self._set(signal.SIG_IGN)
+        _set_signals(signal.SIG_IGN, signal.SIG_IGN)
 
 
 def _complain(error: object, code: int) -> int:
