@@ -4278,8 +4278,8 @@ class Client:
         return document
 
     def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error], set[str]]":
-        """The list of those scheduled events that can be read, an Error about the first other one, and the EventIds
-        of the others in upper case, "" for one that has none."""
+        """The list with the scheduled events that can be read; an Error about the first that can't, or None; and the
+        EventIds, in upper case, of all that can't, "" for one without."""
         reply = self._ask_newest("/metadata/scheduledevents", "", call)
         document, events = _content(reply), []  # type: Any, List[Dict[str, Any]]
         try:
@@ -4468,9 +4468,7 @@ class Client:
             vm["identity"] = {"tenantId": str(vm["identity"].get("tenantId", ""))}
         return vm
 
-    def ask_once(
-        self, verb: str, target: str, headers: "Mapping[str, str]",
-    ) -> "Tuple[int, Mapping[str, str], bytes]":
+    def ask_once(self, verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
         """Status, headers (names in any case) and body of one answer, of any status. Raises Unreachable, NotIMDS."""
         url, row = self.endpoint + target, self._patience(target)
         try:
@@ -5747,7 +5745,7 @@ class _Watch:
             handlers.end()
 
     def own_name(self) -> "Optional[str]":
-        """The name of this VM; None while asking for it fails, until the deadline has passed, then the Error."""
+        """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
         try:
             self.name = self.name or self.client.get("compute/name")
