@@ -5177,16 +5177,13 @@ def verify(
             yield row, "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
             continue
         why = judge(row, reply)
+        refuses_version = reply.status == 400 and b'"newest-versions"' in reply.data or _says_invalid_version(reply)
         if reply.status in (410, 429):
             yield row, "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
-        elif why and not offered and has_shape and _refuses_version(reply):
+        elif why and not offered and has_shape and refuses_version:
             yield row, "can't tell", "this service refuses " + version
         else:
             yield row, "differs" if why else "holds", why
-
-
-def _refuses_version(reply: "Reply") -> bool:
-    return reply.status == 400 and b'"newest-versions"' in reply.data or _says_invalid_version(reply)
 
 
 def is_like_imds(body: bytes) -> bool:
