@@ -5833,29 +5833,33 @@ class _Handlers:
         return not code
 
     def end(self) -> None:
-        """End the handlers: with SIGTERM, and after GRACE seconds with SIGKILL."""
+        """End the handlers, and all that they have started: with SIGTERM, and after GRACE seconds with SIGKILL."""
         import signal
-        import subprocess
 
         for handler in self.running.values():
             self.kill(handler, signal.SIGTERM)
         until = time.monotonic() + GRACE
+        while any(map(self.is_running, self.running.values())) and time.monotonic() < until:
+            time.sleep(0.02)
         for event_id, handler in list(self.running.items()):
-            try:
-                handler.wait(max(0.01, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self.kill(handler, getattr(signal, "SIGKILL", signal.SIGTERM))
-                handler.wait()
+            self.kill(handler, getattr(signal, "SIGKILL", signal.SIGTERM))
+            handler.wait()
             self.report(event_id)
 
-    def kill(self, handler: "Any", number: int) -> None:
+    def is_running(self, handler: "Any") -> bool:
+        """Whether a handler runs, or one of its processes, which may outlive the shell that started them."""
+        return handler.poll() is None or os.name == "posix" and self.kill(handler, 0)
+
+    def kill(self, handler: "Any", number: int) -> bool:
+        """Send a signal to all processes of a handler; return whether there were any."""
         try:
             if os.name == "posix":
                 os.killpg(handler.pid, number)
             else:
                 handler.terminate()
-        except OSError:  # it has ended
-            pass
+            return True
+        except OSError:  # all have ended
+            return False
 
 
 def _event_line(event: "Mapping[str, Any]", client: "Client") -> str:
