@@ -34,12 +34,21 @@ The file has ten rooms. Each knows only the rooms above it:
 import collections
 import functools
 import itertools
-import json
 import os
 import re
 import sys
 import time
 import urllib.parse
+
+LACKING = ("this Python lacks a part of its standard library, %s; install the whole of it, with 'apt-get install python3'"
+           " on Debian")
+try:
+    import json
+except ImportError as problem:  # as in Debian's python3-minimal
+    if __name__ == "__main__":
+        sys.stderr.write("imds: %s\n" % LACKING % problem.name)
+        sys.exit(2)
+    raise
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is at run time, without the import
 if TYPE_CHECKING:
@@ -5399,8 +5408,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     except ValueError as error:
         return _complain(error, USAGE_ERROR)
     except ImportError as error:  # as in Debian's python3-minimal
-        return _complain("this Python lacks a part of its standard library, %s; install the whole of it, "
-                         "with 'apt-get install python3' on Debian" % error.name, USAGE_ERROR)
+        return _complain(LACKING % error.name, USAGE_ERROR)
     except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0

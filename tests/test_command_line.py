@@ -723,6 +723,16 @@ class Bare(Case):
         for line in errors:
             self.assertRegex(line, r"^imds: this Python lacks a part of its standard library, [\w.]+; .*apt-get install python3")
 
+    def test_without_json_which_debian_12_counts_among_the_rest(self):
+        script = ("import runpy, sys; sys.modules['json'] = None; sys.path.insert(0, %r); sys.argv[1:] = ['--version']\n"
+                  "runpy.run_module('imds', run_name=%r)")
+        for name, code, last in (("__main__", 2, "imds: this Python lacks a part of its standard library, json; "),
+                                 ("imds", 1, "ModuleNotFoundError: ")):
+            done = subprocess.run([sys.executable, "-c", script % (os.path.dirname(FILE), name)], stderr=subprocess.PIPE)
+            errors = done.stderr.decode().splitlines()
+            self.assertEqual((done.returncode, errors[-1][:len(last)]), (code, last))
+            self.assertEqual(len(errors) == 1, code == 2)
+
     def test_as_a_zip_application(self):
         os.mkdir(os.path.join(self.folder, "app"))
         shutil.copy(FILE, os.path.join(self.folder, "app"))
