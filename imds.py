@@ -40,8 +40,8 @@ import sys
 import time
 import urllib.parse
 
-LACKING = ("this Python lacks a part of its standard library, %s; install the whole of it, with 'apt-get install python3'"
-           " on Debian")
+LACKING = ("this Python lacks a part of its standard library, %s; install the whole of it, with "
+           "'apt-get install python3' on Debian")
 try:
     import json
 except ImportError as problem:  # as in Debian's python3-minimal
@@ -536,9 +536,10 @@ class Refused(Error):
 
 
 class Unreachable(Error, OSError):
-    """No answer came, or not in time. Also an OSError. ``silent`` (bool): it was not in time."""
+    """No answer came, or not in time. Also an OSError. ``what``: "nobody listens", "somebody breaks off" or "silence"
+    (not in time)."""
 
-    exit_code, silent = 3, False
+    exit_code, what = 3, "nobody listens"
 
 
 class Unavailable(Error):
@@ -628,8 +629,9 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
 def walk(node: "Any", path: str = "") -> "Iterator[str]":
     """Yield the path of every node below ``node``, a container before what it holds."""
     for name, child in children(node):
-        yield path + name
-        yield from walk(child, "%s%s/" % (path, name))
+        if len(path) + len(name) < 1000:  # a field's is; others would take gigabytes
+            yield path + name
+            yield from walk(child, "%s%s/" % (path, name))
 
 
 def children(node: "Any") -> "Iterable[Tuple[str, Any]]":
@@ -4125,7 +4127,7 @@ class ScaleSet:
 # ==================================================================================================
 
 TOKEN_VERSION = "2018-02-01"
-MAX_REPLY, MAX_EVENTS = 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
+MAX_HEAD, MAX_REPLY, MAX_EVENTS = 64 * 1024, 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
 NOBODY = 2  # seconds to try where nobody listens, unless a deadline is given
 RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is still valid
 IDENTITY_REFUSALS = frozenset(  # bodies that may be shown: no part of a request or a token is in them
@@ -4405,7 +4407,7 @@ class Client:
             return dict(kept.answer)
         try:
             renewed = self._new_token(target)
-        except (Unavailable, Unreachable, NotIMDS):
+        except Error:
             if left <= 0:
                 raise
             kept.tried = self._timer()
@@ -4473,6 +4475,10 @@ class Client:
                     raise _not_imds(reply, "JSON of another shape")
             except (NotFound, Refused):
                 pass  # this service, or this VM, has none
+        try:
+            check_plain(vm, "it")
+        except ValueError as error:
+            raise NotIMDS("what %s answers can't be a VM: %s" % (self.endpoint, error)) from None
         if "identity" in vm:
             vm["identity"] = {"tenantId": str(vm["identity"].get("tenantId", ""))}
         return vm
@@ -4481,7 +4487,7 @@ class Client:
         """Status, headers (names in any case) and body of one answer, of any status. Raises Unreachable, NotIMDS."""
         url, row = self.endpoint + target, self._patience(target)
         try:
-            reply = _transport()(url, None, _Limit(row, self._timer() + row.total, self._timer), verb, headers)
+            reply = _transport()(url, None, _Limit(row, self._call().begun + row.total, self._timer), verb, headers)
         except OSError as error:
             raise self._unreachable(url, error) from None
         return reply.status, reply.headers, reply.data
@@ -4600,11 +4606,13 @@ class Client:
         if isinstance(problem, _Silence):
             error = Unreachable(
                 "something listens at %s but does not answer in time; %sis it the service?" % (url, led), url=url)
-            error.silent = True
+            error.what = "silence"
             return error
         why = problem.strerror or str(problem) or type(problem).__name__
         if not _is_nobody(problem):
-            return Unreachable("what listens at %s broke off (%s); %sis it the service?" % (url, why, led), url=url)
+            error = Unreachable("what listens at %s broke off (%s); %sis it the service?" % (url, why, led), url=url)
+            error.what = "somebody breaks off"
+            return error
         return Unreachable("nobody answers at %s (%s); %son an Azure VM check the route to %s, elsewhere start an "
                            "emulator with 'python3 -m imds serve'" % (url, why, led, DEFAULT_ENDPOINT), url=url)
 
@@ -4665,7 +4673,7 @@ def _transport() -> "Callable[..., Reply]":
         """A socket that gives up at the deadline, even if single bytes keep coming."""
 
         limit: "_Limit"
-        received, ended = 0, False
+        received, most, ended = 0, MAX_HEAD, False
 
         def in_time(self, do: "Callable[..., Any]", *args: "Any") -> "Any":
             left = self.limit.left(self.limit.row.answer)
@@ -4682,8 +4690,8 @@ def _transport() -> "Callable[..., Reply]":
         def recv_into(self, *args: "Any") -> int:
             count = self.in_time(super().recv_into, *args)
             self.received, self.ended = self.received + count, count == 0
-            if self.received > MAX_REPLY + 65536:
-                raise _TooMuch()
+            if self.received > self.most:
+                raise _TooMuch(self.most)
             return int(count)
 
     class Response(http.client.HTTPResponse):
@@ -4738,6 +4746,7 @@ def _transport() -> "Callable[..., Reply]":
                 if response:
                     response.close()
                 raise ConnectionResetError("the answer is cut off")
+            socket_of_this.most += MAX_REPLY
             return response
 
     handler = urllib.request.HTTPHandler()
@@ -4768,9 +4777,9 @@ def _transport() -> "Callable[..., Reply]":
             problem = error.reason if isinstance(error.reason, OSError) else OSError("the request can't be sent")
         except OSError as error:
             problem = error
-        except _TooMuch:
-            problem = NotIMDS(odd % (url, "more than %d bytes" % MAX_REPLY), url=url)
-        except (http.client.HTTPException, ValueError):
+        except _TooMuch as error:
+            problem = NotIMDS(odd % (url, "more than %d bytes" % error.args[0]), url=url)
+        except Exception:  # http.client leaves the headers to email, which may raise anything
             problem = NotIMDS(odd % (url, "something that is not HTTP"), url=url)
         # Outside `except`, without context and frames: they would keep what came, perhaps a token.
         problem.__context__ = None
@@ -4780,7 +4789,7 @@ def _transport() -> "Callable[..., Reply]":
 
 
 class _TooMuch(Exception):
-    """The answer is longer than MAX_REPLY."""
+    """An answer has more than so many bytes."""
 
 
 def _addresses(host: str, port: int, most: float) -> "List[str]":
@@ -4814,7 +4823,7 @@ def _read(response: "Any") -> bytes:
     """The body of a response. Raises OSError, or _TooMuch."""
     data: bytes = response.read(MAX_REPLY + 1)
     if len(data) > MAX_REPLY:
-        raise _TooMuch()
+        raise _TooMuch(MAX_REPLY)
     if response.length:  # the connection ended too soon
         raise ConnectionResetError("the answer is cut off")
     return data
@@ -5262,15 +5271,38 @@ class Doctor:
             self._fact("variables", "none", "clients go to " + DEFAULT_ENDPOINT)
 
     def _proxies(self) -> None:
-        bypassed = [each.strip().lstrip(".") for name in ("no_proxy", "NO_PROXY")
-                    for each in self._environ.get(name, "").split(",") if each.strip()]
-        passed_by = "*" in bypassed or any(self._host == each or self._host.endswith("." + each) for each in bypassed)
-        for name, whom in (("http_proxy", "curl and Python"), ("HTTP_PROXY", "Python, and not curl"),
-                           ("all_proxy", "curl"), ("ALL_PROXY", "curl")):
-            if self._environ.get(name):
-                self._fact(name, re.sub(r"(?s)\A(\w+://)?.*@", r"\1(masked)@", self._environ[name]),
-                           "passed by, for no_proxy says so" if passed_by else
-                           "%s would send requests for %s there; set NO_PROXY=%s" % (whom, self._host, self._host))
+        """Which variables would lead curl or Python through a proxy: Python takes each in any case, and the lower one
+        first, even if it is empty; curl takes http_proxy in lower case only."""
+        environ, netloc = self._environ, self.client.endpoint.partition("://")[2]
+        lower, upper = environ.get("no_proxy"), environ.get("NO_PROXY", "")
+        for_python = upper if lower is None else lower
+        ends = ["." + word.strip().lstrip(".").lower() for word in for_python.split(",") if word.strip()]
+        bypassed = {"Python": for_python == "*" or ("." + self._host).endswith(tuple(ends)) or "." + netloc in ends,
+                    "curl": self._is_passed_by_curl(lower or upper)}
+        for name, users in (("http_proxy", ("curl", "Python")), ("all_proxy", ("curl",)), ("ALL_PROXY", ("curl",)),
+                            ("HTTP_PROXY", () if "http_proxy" in environ else ("Python",))):
+            if environ.get(name):
+                led = " and ".join(who for who in users if not bypassed[who])
+                if led == "Python":
+                    led += ", and not curl"
+                self._fact(name, re.sub(r"(?s)\A(\w+://)?.*@", r"\1(masked)@", environ[name]),
+                           "%s would send requests for %s there; set NO_PROXY=%s" % (led, self._host, self._host) if led
+                           else "passed by, for no_proxy says so" if users else "not used, for http_proxy comes first")
+
+    def _is_passed_by_curl(self, listed: str) -> bool:
+        """Whether a no_proxy has the host for curl: an address or its network, or a name or the end of it."""
+        import ipaddress
+
+        words = listed.replace(",", " ").split()
+        for word in words:
+            try:
+                if ipaddress.ip_address(self._host) in ipaddress.ip_network(word, strict=False):
+                    return True
+            except ValueError:  # one of the two is a name
+                is_name = not re.match(r"[\d.]+\Z|.*:", self._host)
+                if is_name and ("." + self._host).endswith("." + word.lstrip(".")):
+                    return True
+        return words == ["*"]
 
     def _place(self) -> None:
         tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()
@@ -5309,8 +5341,8 @@ class Doctor:
         try:
             status, headers, body = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", {})
         except Unreachable as error:
-            self._fact("answers", "nothing")
-            return "%s at %s; %s" % ("silence" if error.silent else "nobody listens", where, self._why_nobody()), 3
+            self._fact("answers", "nothing", "the verdict says who could be in the way")
+            return "%s at %s; %s" % (error.what, where, self._why_nobody()), 3
         except NotIMDS as error:
             self._fact("answers", "no HTTP", str(error))
             return "what answers at %s is not IMDS: it does not speak HTTP" % where, 5
@@ -5344,14 +5376,16 @@ class Doctor:
         ask = functools.partial(self.client.ask_once, "GET", headers={"Metadata": "true"})
         status, headers, body = ask("/metadata/versions")
         versions = list_in(body, "apiVersions")
-        self._fact("with the header", "status %d" % status)
-        self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed")
+        self._fact("with the header", "status %d" % status, "clients get on" if status == 200 else "clients do not")
+        self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed",
+                   "what a client may ask for")
         self._fact("clock", *self._clock(headers.get("date", "")))
         status, _, body = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
                               "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
         known_words = body.decode("utf-8", "replace") in IDENTITY_REFUSALS
         self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
-                   parsed_or_none(body).get("error_description", "") if known_words else "")
+                   parsed_or_none(body).get("error_description", "") if known_words else
+                   "this VM has an identity" if status == 200 else "no token for programs on this VM")
         status, _, body = ask("/metadata/scheduledevents?api-version=2020-07-01")
         events = "on, %d of them" % len(list_in(body, "Events")) if status == 200 else "status %d" % status
         self._fact("scheduled events", events, "asking turns them on")
@@ -5377,6 +5411,7 @@ class Doctor:
 
 USAGE_ERROR = 2
 GRACE = 5  # seconds from SIGTERM to SIGKILL, for handlers of events
+MAX_HANDLERS = 64  # that run at once; those of more events come later
 EXIT_CODES = {
     0: "done",
     1: "the service says no (not found, bad request)",
@@ -5407,6 +5442,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         return _complain(error, error.exit_code)
     except ValueError as error:
         return _complain(error, USAGE_ERROR)
+    except RecursionError:
+        return _complain("too many containers are in one another", NotIMDS.exit_code)
     except ImportError as error:  # as in Debian's python3-minimal
         return _complain(LACKING % error.name, USAGE_ERROR)
     except BrokenPipeError:  # the reader of our output is gone
@@ -5672,6 +5709,7 @@ def _run_verify(options: "Any") -> int:
 
 def _run_doctor(options: "Any") -> int:
     client = Client(options.endpoint, timeout=options.timeout or 3, deadline=options.timeout or 5)
+    client.begun = time.monotonic() if options.timeout else None
     doctor = Doctor(client, root=options.root)
     if options.json:
         facts = [{"fact": name, "value": value, "means": meaning} for name, value, meaning in doctor.facts]
@@ -5763,7 +5801,7 @@ class _Watch:
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
-        events = {event["EventId"]: event for event in document["Events"]}
+        events = {event["EventId"].upper(): event for event in document["Events"]}
         if self.live:
             sys.stdout.write("\r\x1b[K")
         if self.incarnation is None and not events and not self.options.json:
@@ -5800,8 +5838,8 @@ class _Handlers:
         """Run the command for an event, once."""
         import subprocess
 
-        event_id = event["EventId"]
-        if event_id in self.begun:
+        event_id = event["EventId"].upper()
+        if event_id in self.begun or len(self.running) >= MAX_HANDLERS:
             return
         self.begun.add(event_id)
         try:
@@ -5819,7 +5857,7 @@ class _Handlers:
         while together:
             batch, was_late, self.is_late = together.pop(0), self.is_late, False
             try:
-                self.client.approve(*batch)
+                self.client.approve(*[events[each]["EventId"] for each in batch])
                 self.approvals = [each for each in self.approvals if each not in batch]
             except (Refused, NotFound) as error:
                 if len(batch) > 1:  # one bad id has all refused: send each alone
@@ -5884,13 +5922,14 @@ def _left(event: "Mapping[str, Any]", client: "Client") -> str:
         max(0, int(not_before - time.time() - client.ahead)), 60)
 
 
-def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, str]":
-    environment = dict(os.environ)
+def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, Any]":
+    environment: "Dict[str, Any]" = dict(os.environ)
     for name, field in EVENT_FIELDS.items():
         value = event.get(name, "")
         text = " ".join(value) if isinstance(value, list) else str(value)
         if field.variable:
-            environment["EVENT_" + field.variable] = text.replace("\0", "")[:32768]  # systems limit the size
+            text = text.replace("\0", "")[:32768]  # systems limit the size
+            environment["EVENT_" + field.variable] = text if os.name == "nt" else text.encode()  # in any locale
     return environment
 
 
@@ -6151,7 +6190,7 @@ def _run_ctl(options: "Any") -> None:
         answer = client.control("/%s/%s" % (path or "imds", name or ""), arguments)
     except Unreachable as error:
         raise Unreachable("no emulator answers at %s%s; start one with 'python3 -m imds serve --control', or say with "
-                          "--url where it is" % (url, " in time" if error.silent else "")) from None
+                          "--url where it is" % (url, " in time" if error.what == "silence" else "")) from None
     except NotFound:
         raise Error("there is no control at %s: start the emulator with --control" % url) from None
     except Refused as error:

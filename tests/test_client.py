@@ -317,6 +317,9 @@ class Answers(Case):
             (b"SSH-2.0-OpenSSH_9.2\r\n", imds.NotIMDS), (b"\x15\x03\x01\x00\x02\x02\n\r\n\r\n", imds.NotIMDS),
             (b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 200 + b"\r\n", imds.NotIMDS),
             (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70000 + b"\r\n\r\n", imds.NotIMDS),
+            (b"HTTP/1.1 200 OK\r\n" + (b"a:\r" * 20000 + b"\n") * 66 + b"\r\n", imds.NotIMDS),
+            (b"HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary*=a; boundary*1=b\r\n\r\n", imds.NotIMDS),
+            (b"HTTP/1.1 200 OK\r\n" + b"Content-Type: message/rfc822\r\r" * 2000 + b"\r\n\r\n", imds.NotIMDS),
             (b"HTTP/1.1 abc OK\r\n\r\n", imds.NotIMDS), (b"HTTP/1.1 99 OK\r\n\r\n", imds.NotIMDS),
             (reply(200, b'{"compute":"' + b"a" * 5000000 + b'"}'), imds.NotIMDS),
             (reply(200, b'{"compute":{"name":"' + b"a" * 5000000 + b'"}}'), imds.NotIMDS),  # too large, but of the right shape
@@ -345,7 +348,8 @@ class Answers(Case):
 
     def test_a_path_that_a_huge_document_lacks(self):
         deep = b'{"a":' * 950 + b"1" + b"}" * 950
-        for part in (b"[" + b'"a",' * 900000 + b'"a"]', deep):
+        many = b",".join(b'"a%d":0' % number for number in range(2000))
+        for part in (b"[" + b'"a",' * 900000 + b'"a"]', deep, b'{"%s":{%s}}' % (b"K" * 3000000, many)):
             begun = time.monotonic()
             result, _, _ = self.call(lambda client: client.get("compute/nosuch"), reply(200, b'{"compute":{"x":%s}}' % part))
             self.assertIsInstance(result, (imds.NotFound, imds.NotIMDS) if part is deep else imds.NotFound)
@@ -686,7 +690,7 @@ class Deadlines(Case):
         client = imds.Client("http://127.0.0.1:%d" % listener.getsockname()[1], deadline=0.5)
         error = error_of(client.approve, *["%036d" % number for number in range(200000)])
         self.assertIsInstance(error, imds.Unreachable)
-        self.assertTrue(error.silent, error)
+        self.assertEqual(error.what, "silence")
         self.assertLess(time.monotonic() - begun, 1.5)
 
     def test_several_addresses(self):
@@ -868,7 +872,8 @@ class Tokens(Case):
         self.assertEqual(self.tokens(set_back, pass_by, pass_by), [1, 1, 2])
 
     def test_a_renewal_that_fails_leaves_the_kept_one(self):
-        for failure in (reply(500, b"{}"), None, reply(200, b"<html>", HTML), reply(429, b"{}"), reply(410, b"")):
+        for failure in (reply(500, b"{}"), None, reply(200, b"<html>", HTML), reply(429, b"{}"), reply(410, b""),
+                        reply(400, b"{}"), reply(403, b"{}"), reply(404, b"{}")):
             patient, bad = Patient(), []
             with Script(lambda request: failure if bad else token_answer(expires_on=None)) as server:  # noqa: B023
                 client = patient.client(server.url)
@@ -1151,6 +1156,12 @@ class Whole(unittest.TestCase):
 
                 with self.subTest(part=part, body=body), Script(choose) as server:
                     self.assertIsInstance(error_of(imds.Client(server.url, deadline=2).snapshot), imds.NotIMDS)
+
+    def test_containers_that_nest_too_deeply(self):
+        for depth in (65, 1000, 5000):
+            deep = reply(200, b'{"compute":{"name":"v","x":%s1%s}}' % (b'{"a":' * depth, b"}" * depth))
+            with Script(lambda request: deep if "/instance" in request else reply(404, b"{}")) as server:  # noqa: B023
+                self.assertIsInstance(error_of(imds.Client(server.url, deadline=2).snapshot), imds.NotIMDS)
 
     def test_a_service_with_nothing_else(self):
         with imds.Emulator(as_of="2018", cloud="AzureChinaCloud", rate_limit=0) as vm:

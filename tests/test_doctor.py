@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 import unittest
 
 import imds
@@ -163,6 +164,18 @@ class Verdicts(Worlds):
                 self.assertIn(words, doctor.verdict)
                 self.assertEqual(doctor.facts[-1][:2], ("answers", "nothing"))
 
+    def test_who_breaks_off_is_somebody(self):
+        with Script(None) as server:
+            doctor = self.doctor(server.url)
+        self.assertTrue(doctor.verdict.startswith("somebody breaks off at " + server.url), doctor.verdict)
+
+    def test_the_timeout_is_for_all_that_is_asked(self):
+        with imds.Emulator(faults=["delay 400ms always"]) as vm:
+            begun = time.monotonic()
+            code, out, _ = run("doctor", "--endpoint", vm.url, "--timeout", "1")
+        self.assertLess(time.monotonic() - begun, 1.9)
+        self.assertEqual((code, "but not every time" in out), (3, True), out)
+
     def test_silence_is_no_refusal(self):
         with Script([b"", b""], pace=9) as server:
             doctor = self.doctor(server.url)
@@ -211,6 +224,12 @@ class Facts(Worlds):
             ("http_proxy", "http://proxy", {"NO_PROXY": "*"}, "http://proxy", "passed by"),
             ("http_proxy", "http://proxy", {"NO_PROXY": "169.254.169"}, "http://proxy", "would send"),
             ("http_proxy", "http://proxy", {"NO_PROXY": "9.254.169.254"}, "http://proxy", "would send"),
+            ("http_proxy", "http://proxy", {"no_proxy": "other", "NO_PROXY": "169.254.169.254"}, "http://proxy", "curl and Python"),
+            ("http_proxy", "http://proxy", {"no_proxy": "", "NO_PROXY": "169.254.169.254"}, "http://proxy", "Python, and not curl"),
+            ("http_proxy", "http://proxy", {"no_proxy": "*,foo"}, "http://proxy", "curl and Python"),
+            ("http_proxy", "http://proxy", {"no_proxy": ".169.254"}, "http://proxy", "curl would"),
+            ("http_proxy", "http://proxy", {"no_proxy": "169.254.0.0/16"}, "http://proxy", "Python, and not curl"),
+            ("HTTP_PROXY", "http://proxy", {"http_proxy": ""}, "http://proxy", "not used, for http_proxy comes first"),
         ):
             with self.subTest(name=name, value=value, others=others):
                 (seen, meaning), = self.fact(name, environ=dict(others, **{name: value}))

@@ -463,9 +463,46 @@ class Handlers(Case):
         for _ in range(8):
             handlers.approvals = handlers.approvals or ["E1"]
             with mock.patch("imds.say", said.append):
-                handlers.look({"E1": {"EventStatus": "Scheduled"}})
+                handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
         again = "imds: nobody is there; the approval will be sent again"
         self.assertEqual(said, [again, again, "imds: no such event", again])
+
+    def test_an_event_is_the_same_in_any_case(self):
+        posts = []
+
+        def answer(request):
+            if request.startswith("POST"):
+                posts.append(json.loads(request.partition("\r\n\r\n")[2])["StartRequests"][0]["EventId"])
+                return reply(200, b"")
+            lists = [event("abc"), event("ABC"), event("Abc")]
+            return reply() if "/instance" in request else listed(lists[len(server.requests) % 3])
+
+        with Script(answer) as server:
+            process = self.watch(server.url, "--exec", "echo $EVENT_ID >>%s" % self.path("marks"))
+            self.until(lambda: posts)
+            before = len(server.requests)
+            self.until(lambda: len(server.requests) > before + 4)
+            out = self.end(process)[0]
+        self.assertEqual(len(self.read("marks").split()), 1)
+        self.assertNotIn("Gone", out)
+        self.assertIn(posts[0], ("abc", "ABC", "Abc"))
+
+    def test_not_all_at_once(self):
+        with mock.patch("subprocess.Popen") as started:
+            handlers = imds._Handlers("x", mock.Mock())
+            for number in range(200):
+                handlers.begin(dict(json.loads(event("E%d" % number))))
+        self.assertEqual(started.call_count, 64)
+
+    def test_a_description_in_any_locale(self):
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot", description="h\u00e9")
+            environment = dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+            process = self.watch(vm.url, "--exec", 'echo "$EVENT_DESCRIPTION" >%s' % self.path("said"), env=environment)
+            self.until(lambda: self.statuses(vm) == ["Started"])
+            self.end(process)
+        with open(self.path("said"), encoding="utf-8") as file:
+            self.assertEqual(file.read(), "h\u00e9\n")
 
     def test_of_a_batch_one_is_refused(self):
         posts = []
