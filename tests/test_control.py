@@ -71,7 +71,7 @@ class Doors(unittest.TestCase):
     def test_wherever_it_is_bound(self):
         for host in ("127.0.0.1", "0.0.0.0"):
             with self.subTest(host=host), imds.Emulator(host=host, control=True, allow_hosts=["ci.test"]) as vm:
-                for name, status in (("evil.test", 400), ("ci.test", 200), ("localhost", 200), ("127.0.0.1", 200)):
+                for name, status in (("evil.test", 400), ("ci.test", 200), ("CI.test", 200), ("localhost", 200), ("127.0.0.1", 200)):
                     self.assertEqual(over_http(vm.url, "instance", None, {"Metadata": "true", "Host": name})[0], status)
                 self.assertEqual(over_http(vm.url, "freeze", {}, {"Host": "localhost"})[0], 400)
 
@@ -88,6 +88,8 @@ class Doors(unittest.TestCase):
         of = bench(control=True)
         for verb, name, status, word in (
             ("GET", "schedule", 405, "POST it"), ("GET", "reset", 405, "POST it"), ("GET", "advance?seconds=5", 405, "POST it"),
+            ("GET", "identities?identities=user:x", 400, "POST them"), ("GET", "load_balancer?load_balancer=true", 400, "POST them"),
+            ("GET", "instance?vm=0", 200, None),
             ("PUT", "reset", 405, "POST it"), ("DELETE", "instance", 405, "POST it"), ("POST", "instance", 200, None),
             ("GET", "nonsense", 400, "operation"), ("POST", "respond", 400, "operation"), ("POST", "_restart", 400, "operation"),
             ("POST", "", 400, "operation"), ("POST", "operate", 400, "operation"), ("POST", "__class__", 400, "operation"),
@@ -179,7 +181,7 @@ class Operations(unittest.TestCase):
             ("identities", {"identities": 5}, ""), ("identities", {"identities": ["user:a", "user:a"]}, ""),
             ("load_balancer", {"load_balancer": "yes"}, ""), ("load_balancer", {"load_balancer": [1]}, ""),
             ("attested", {"nonce": 5}, "nonce"), ("attested", {"nonce": "x" * 99}, "nonce"), ("attested", {"flaw": "x"}, "x"),
-            ("attested", {"api_version": "2016"}, "2016"),
+            ("attested", {"api_version": "2016"}, "2016"), ("attested", {"api_version": "2018-04-02"}, "2018-04-02"),
             ("fail", {"playbook": "instance: 5oo"}, "is wrong at 11"), ("fail", {"playbook": 500}, ""), ("fail", {}, "playbook"),
             ("fail", {"playbook": "500", "seed": "x"}, "seed"), ("fail", {"playbook": {"a": 1}}, ""),
             ("requests", {"since": "x"}, ""), ("requests", {"nonsense": 1}, "nonsense"), ("requests", {"headers": "x"}, ""),

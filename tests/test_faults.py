@@ -1,6 +1,7 @@
 """Rooms 6 to 8 and 10: playbooks, every fault as clients see it, situations, --fault; no fault holds up another client."""
 
 import contextlib
+import http.client
 import json
 import shutil
 import socket
@@ -129,15 +130,32 @@ class Playbooks(unittest.TestCase):
         again.fail("500 p 0.2", seed=seed)
         self.assertEqual(taken(of, 100), taken(again, 100))
 
+    def test_one_that_spares_a_request_leaves_it_to_the_next(self):
+        of = bench()
+        of.fail("500 every 3")
+        of.fail("instance: 429 always")
+        self.assertEqual(taken(of, 6), "429 429 500 429 429 500")
+
+    def test_no_web_page_uses_up_a_step(self):
+        with imds.Emulator(faults=["instance: 500"]) as vm:
+            for host, status in (("evil.example", 400), ("localhost", 500), ("localhost", 200)):
+                connection = http.client.HTTPConnection("127.0.0.1", vm.port, timeout=5)
+                connection.request("GET", TARGET, headers={"Metadata": "true", "Host": host})
+                self.assertEqual(connection.getresponse().status, status)
+                connection.close()
+
     def test_a_mistake_says_where_and_what_could_stand_there(self):
         steps = "delay 3s or one of 400 403 404 410 429 500 502 503 504 portal huge redirect ok reset hang cut drip broken"
         often = "x2, for 60s, every 3, p 0.2 or always"
-        path = "before the colon of a playbook stands a path, like instance or POST scheduledevents, not "
+        components = "one of attested identity instance loadbalancer scheduledevents versions"
+        path = "a path, like instance or POST scheduledevents"
         for playbook, words in (
-            ("instanc: 500", "there is no path below /metadata 'instanc'; did you mean instance?"),
-            ("http://h/metadata/instance: 500", "there is no path below /metadata 'http:'"),
-            ("identity/tokens: 500", "nothing is asked at identity/tokens"),
-            ("500 always, 404", "has steps behind always, which never ends"), ("500 p 0.1, 404", "behind p, which never ends"),
+            ("instanc: 500", "is wrong at 1: where 'instanc' stands there could be instance"),
+            ("http://h/metadata/instance: 500", "is wrong at 1: where 'http://h/metadata/instance' stands there could be " + components),
+            (" GET  x: 500", "is wrong at 7: where 'x' stands there could be " + components),
+            ("identity/tokens: 500", "is wrong at 1: where 'identity/tokens' stands there could be identity/oauth2/token"),
+            ("500 always, 404", "is wrong at 13: where '404' stands there could be nothing, for always never ends"),
+            ("500 p 0.1, 404", "there could be nothing, for p never ends"),
             ("", "is wrong at 1: where 'nothing' stands there could be " + steps),
             ("500,", "is wrong at 5: where 'nothing' stands there could be " + steps),
             ("501", "is wrong at 1: where '501' stands there could be " + steps),
@@ -151,10 +169,13 @@ class Playbooks(unittest.TestCase):
             ("500 x2 x3", "there could be " + often), ("500 p 2", "there could be " + often),
             ("500 every", "there could be " + often), ("500 for", "there could be " + often),
             ("500 x0", "a number from 1, behind x"), ("500 every 0", "a number from 1, behind every"),
-            ("500 for ever", "there could be for 60s"), ("GTE instance: 500", "there is no verb 'GTE'; did you mean GET?"),
+            ("500 for ever", "there could be for 60s"),
+            (" GTE instance: 500", "is wrong at 2: where 'GTE' stands there could be GET"),
+            ("XY: 500", "where 'XY' stands there could be one of GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT"),
             ("instance: flaky", "is wrong at 11: where 'flaky' stands there could be 500 p 0.2; a situation stands alone"),
             ("ok, flakey", "there could be the situation flaky, alone"),
-            (": 500", path + "''"), ("a b: 500", path + "'a b'"), ("one: two: 500", path + "'one: two'"),
+            (": 500", "at 1: where 'nothing' stands there could be " + path), ("a b: 500", "where 'a b' stands there could be " + path),
+            ("one: two: 500", "where 'one: two' stands there could be " + path),
         ):
             with self.subTest(playbook=playbook):
                 of = bench()

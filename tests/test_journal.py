@@ -185,6 +185,14 @@ class Assertions(unittest.TestCase):
         self.assertEqual(lines[2].strip(), "format is 'text', not 'json'")
         self.assertEqual(lines[6].count(";"), 2)
 
+    def test_a_path_is_near_that_begins_alike(self):
+        of = bench()
+        for target in (TARGET, "/metadata/versions", "/metadata/versions", "/metadata/versions"):
+            ask(target, of=of)
+        with self.assertRaises(AssertionError) as caught:
+            of.assert_requested("/metadata/instanc")
+        self.assertIn(TARGET, str(caught.exception).splitlines()[1])
+
     def test_three_at_most(self):
         for _ in range(20):
             ask("/metadata/versions", of=self.bench)
@@ -294,6 +302,21 @@ class Reset(unittest.TestCase):
             now[0] += 5
             self.assertEqual(vm.clock(), 1.7e9 + 10)  # it runs again
             self.assertEqual(len(vm.requests), 1)
+
+    def test_what_it_began_with(self):
+        event = {"kind": "Reboot", "after": 30}
+        with imds.Emulator(faults=["404", {"playbook": "500 p 0.5", "seed": 7}], schedule=[event, "redeploy"]) as vm:
+            before = vm.faults(), [each["EventType"] for each in vm.events()["Events"]], vm.instance["compute"]["name"]
+            self.assertEqual(before[:2], (["404", "500 p 0.5"], ["Reboot", "Redeploy"]))
+            vm.recover()
+            vm.replace({"compute": {"name": "b"}})
+            vm.advance(90)
+            vm.reset()
+            self.assertEqual((vm.faults(), [each["EventType"] for each in vm.events()["Events"]]), before[:2])
+            self.assertEqual(vm.instance["compute"]["name"], before[2])
+        with imds.ScaleSet(2, schedule=[event]) as vms:
+            vms.reset()
+            self.assertEqual([len(vm.events()["Events"]) for vm in vms], [1, 1])
 
     def test_what_was_given_as_an_iterator(self):
         vm = imds.Emulator(identities=iter(["user:web"]), versions=iter(["2021-02-01"]))

@@ -98,6 +98,8 @@ class Rules(unittest.TestCase):
              [[get(0, "/metadata/instance"), get(1, NEWEST)], [get(0, "/metadata/instance", NAMED), get(1, "/metadata/instance")],
               [get(0, "/metadata/instance/a" + V), get(0, "/metadata/instance/a" + V)],  # that is 404
               [(0, "/latest/api/token", ME, "PUT"), (1, "/latest/api/token", ME, "PUT")]]),  # is it AWS?
+            ("repeats-a-400", [], [get(at, "/metadata/instance", dict(ME, **{"x-ms-client-request-id": str(at)})) for at in (0, 9)], []),
+            ("identity-burst", ["delay 500ms always"], [get(0.03, TOKEN + VAULT)] * 6, [[get(0.2, TOKEN + VAULT)] * 6]),
             ("repeats-a-400", ["400"], None, [[get(0, NEWEST), get(1, NEWEST)]]),  # the second was answered
             ("identity-burst", [], [get(0, TOKEN + VAULT)] * 6, [[get(0, TOKEN + VAULT)] * 5, [get(0.1, TOKEN + VAULT)] * 12,
                                                                  [get(0, NEWEST)] * 12]),
@@ -147,11 +149,12 @@ class Findings(unittest.TestCase):
         for _ in range(3):
             ask(TARGET.replace("2021-02-01", "2025-04-07"), NAMED, of=of)
         findings = of.lint()
-        self.assertEqual([sorted(each) for each in findings], [["count", "mark", "rule", "says", "seen"]] * len(findings))
+        self.assertEqual([sorted(each) for each in findings], [["count", "mark", "rule", "says", "seen", "source"]] * len(findings))
         first = findings[0]
         self.assertEqual((first["rule"], first["count"], first["mark"]), ("no-metadata-header", 3, "documented"))
         self.assertTrue(first["seen"].startswith("1  "), first["seen"])
         self.assertIn("Metadata: true", first["says"])
+        self.assertEqual(first["source"], "Azure Instance Metadata Service")
 
     def test_our_own_client_breaks_none(self):
         with imds.Emulator() as vm:
