@@ -1089,7 +1089,7 @@ def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "D
 
 
 @functools.lru_cache(maxsize=None)
-def _balance_fields() -> "Dict[str, List[str]]":
+def balance_fields() -> "Dict[str, List[str]]":
     """The lists in a load balancer's document and the names in each item, in the order of the wire."""
     return {name: list(rules[0]) for name, rules in fields(PARTS["loadbalancer"])["loadbalancer"].items()}
 
@@ -1097,7 +1097,7 @@ def _balance_fields() -> "Dict[str, List[str]]":
 def check_load_balancer(document: "Mapping[str, Any]") -> None:
     """Raise ValueError unless this is the document of a load balancer."""
     rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
-    for name in _balance_fields():
+    for name in balance_fields():
         for rule in check(rules.get(name, []), list, "loadbalancer." + name):
             check(rule, dict, "loadbalancer." + name)
 
@@ -1115,7 +1115,7 @@ def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
         return {**{name: node[name] for name in names if name in node}, **node}
 
     document = document.get("loadbalancer", document)
-    shown = _balance_fields()
+    shown = balance_fields()
     rules = {name: [ordered(rule, row) for rule in document.get(name, [])] for name, row in shown.items()}
     return ordered(dict(document, **rules), shown)
 
@@ -4957,9 +4957,7 @@ def _offered(reply: "Reply") -> "List[str]":
     no such list, but answers 404 "Invalid version": then its versions."""
     if _says_invalid_version(reply):
         return sorted(CLOUDS["AzurePublicCloud"].versions_in_2018, reverse=True)
-    versions = [each for each in list_in(reply.data, "newest-versions")
-                if isinstance(each, str) and re.match(DATE, each)]
-    return sorted(versions, reverse=True)[:1]
+    return sorted(filter(_is_date, list_in(reply.data, "newest-versions")), reverse=True)[:1]
 
 
 def _asking(method: "Callable[..., Any]") -> "Any":
@@ -5000,15 +4998,14 @@ Check = collections.namedtuple("Check", "mark expected verb header name target")
 CONTRACT_CHECKS = [Check(*re.split("  +", line.strip())) for line in """\
 observed    metadata            GET   -      no header                    {i}{v}
 documented  metadata            GET   false  header that says false       {i}{v}
-observed    instance            GET   True   header in other case         {i}{v}
+observed    document            GET   True   header in other case         {i}{v}
 observed    metadata            GET   -      no header, before the version  {i}
 observed    metadata            GET   -      no header, identity          {token}
 documented  metadata            GET   -      no header, versions          {m}/versions
 chosen      forwarded           GET   xff    X-Forwarded-For              {i}{v}
 chosen      duplicate           GET   true   parameter given twice        {i}{v}&api-version=VERSION
-observed    instance            GET   true   unknown parameter            {i}{v}&any=thing
+observed    document            GET   true   unknown parameter            {i}{v}&any=thing
 observed    head                HEAD  -      HEAD                         {i}/compute
-observed    outside-verb        PUT   -      PUT of another cloud         /latest/api/token
 observed    metadata            GET   -      GET / without the header     /
 observed    outside             GET   -      outside /metadata            /latest/meta-data/
 documented  version             GET   true   no version                   {i}
@@ -5024,13 +5021,13 @@ documented  path                GET   true   other case                   {i}/Co
 chosen      path                GET   true   field of a later version     {i}/compute/zone?api-version=2017-08-01{text}
 chosen      path                GET   true   index out of range           {i}/network/interface/99{v}
 observed    path                GET   true   dots in the path             {m}/./instance{v}
-observed    object              GET   true   slash at the end             {i}/compute/{v}
+observed    document            GET   true   slash at the end             {i}/compute/{v}
 observed    value               GET   true   slash at the end of a leaf   {i}/compute/vmId/{v}{text}
 observed    value               GET   true   doubled slash                {i}/network/interface/0//macAddress{v}{text}
-observed    compute             GET   true   compute is not wrapped       {i}/compute{v}
-documented  object              GET   true   network is not wrapped       {i}/network{v}
-observed    list                GET   true   a list is a bare list        {i}/network/interface{v}
-observed    object              GET   true   format=json of a container   {i}/compute/plan{v}&format=json
+observed    document            GET   true   compute is not wrapped       {i}/compute{v}
+documented  document            GET   true   network is not wrapped       {i}/network{v}
+observed    document            GET   true   a list is a bare list        {i}/network/interface{v}
+observed    document            GET   true   format=json of a container   {i}/compute/plan{v}&format=json
 observed    value               GET   true   leaf as text                 {i}/compute/vmId{v}{text}
 documented  leaf-refused        GET   true   leaf without a format        {i}/compute/vmId{v}
 documented  leaf-refused        GET   true   leaf as JSON                 {i}/compute/vmId{v}&format=json
@@ -5061,13 +5058,13 @@ chosen      path                GET   true   newer credential, by GET     {m}/id
 """.format(i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=2018-02-01",
            token="/metadata/identity/oauth2/token", text="&format=text", cred="?cred-api-version",
            r="&resource=https://management.azure.com/").splitlines()]
-CONTRACT_CHECKS += [Check("documented", "instance", "GET", "true", "document at " + version,
+CONTRACT_CHECKS += [Check("documented", "document", "GET", "true", "document at " + version,
                           "/metadata/instance?api-version=" + version) for version in VERSIONS]
 
 
 def judge(check_row: "Check", reply: "Reply") -> str:
     """How a reply differs from what a check expects, or ""."""
-    expected, said = check_row.expected, reply.text
+    expected = check_row.expected
     if expected in SHAPES:
         differs = SHAPES[expected].get(reply.status)
         return differs(reply) if differs else "status %d, not %s" % (
@@ -5077,25 +5074,17 @@ def judge(check_row: "Check", reply: "Reply") -> str:
     if reply.status != row.status:
         return "status %d, not %d" % (reply.status, row.status)
     if "$newest" in text:
-        form = re.escape(text).replace(re.escape("$newest"), r'\[("\d{4}-\d\d-\d\d",?){1,3}\]')
-        return "" if re.match(form + r"\Z", said) else "body %r, not like %r" % (said[:200], text[:200])
+        offered = list_in(reply.data, "newest-versions")[:3]
+        newest_first = sorted(filter(_is_date, offered), reverse=True) or ["VERSION"]
+        text = text.replace("$newest", format_json(newest_first))
     if check_row.verb != "HEAD" and reply.data != text.encode():
-        return "body %r, not %r" % (said[:200], text[:200])
-    return ""
+        return "body %r, not %r" % (reply.text[:200], text[:200])
+    kind = next(kind for start, kind in CONTENT_TYPES.items() if text.startswith(start)).partition(";")[0]
+    return "" if reply.content_type == kind else "type %r, not %s" % (reply.content_type, kind)
 
 
-def _instance_differs(reply: "Reply") -> str:
-    document = parsed_or_none(reply.data)
-    if not isinstance(document, dict):
-        return "not a JSON object"
-    shown = dict(template(parse_target(reply.url).query["api-version"]))
-    shown.pop("extended", None)
-    return _keys_differ(document, shown, "") or _not_minified(document, reply)
-
-
-def _not_minified(document: "Any", reply: "Reply") -> str:
-    forms = format_json(document), json.dumps(document, separators=(",", ":"))
-    return "" if reply.text in forms else "not minified"
+def _is_date(version: "Any") -> bool:
+    return isinstance(version, str) and bool(re.match(DATE, version))
 
 
 def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
@@ -5103,7 +5092,7 @@ def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
     if isinstance(shown, Field):
         return "" if isinstance(node, str) else "%s is %s, not a string" % (path, kind_of(node))
     if not isinstance(node, type(shown)):
-        return "%s is no %s" % (path, "list" if isinstance(shown, list) else "object")
+        return "%s is %s, not %s" % (path or "it", kind_of(node)[:50], kind_of(shown))
     if isinstance(shown, list):
         shown = dict.fromkeys(map(str, range(len(node))), shown[0])
     else:
@@ -5115,64 +5104,108 @@ def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
     return next(filter(None, differences), "")
 
 
-def _json_differs(kind: "Any", names: str, strings: bool, reply: "Reply") -> str:
-    """How a reply differs from minified JSON of a kind with these names in this order, or ""."""
+def _shown_at(reply: "Reply") -> "Any":
+    """The template of the part of the instance document that was asked for."""
+    asked = parse_target(reply.url)
+    shown = dict(template(asked.query["api-version"]))
+    shown.pop("extended", None)
+    return find(shown, ["0" if name.isdigit() else name for name in asked.rest])
+
+
+def _document_differs(reply: "Reply") -> str:
     document = parsed_or_none(reply.data)
-    if not isinstance(document, kind):
-        return "not a JSON %s" % ("object" if kind is dict else "list")
-    if names and list(document) != names.split():
-        return "names %s, not %s" % (", ".join(document), ", ".join(names.split()))
-    if strings and not all(isinstance(value, str) for value in document.values()):
-        return "a value is no string"
-    return _not_minified(document, reply)
+    return _keys_differ(document, _shown_at(reply), "") or _form_differs(document, reply)
+
+
+def _form_differs(document: "Any", reply: "Reply") -> str:
+    if reply.content_type != "application/json":
+        return "type %r, not application/json" % reply.content_type
+    forms = format_json(document), json.dumps(document, separators=(",", ":"))
+    return "" if reply.text in forms else "not minified, but %r" % reply.text[:50]
+
+
+def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:
+    """How a reply differs from a JSON object with these names in this order. A value is a str like its pattern, or
+    anything where that is empty."""
+    document = parsed_or_none(reply.data)
+    if not isinstance(document, dict):
+        return "not a JSON object"
+    if list(document) != list(patterns):
+        return "names %s, not %s" % (", ".join(document), ", ".join(patterns))
+    for name, pattern in patterns.items():  # no value is shown, for it may be a token
+        if pattern and not (isinstance(document[name], str) and re.match(pattern + r"\Z", document[name])):
+            return "%s is no string like %s" % (name, pattern)
+    return _form_differs(document, reply)
 
 
 def _text_differs(pattern: str, reply: "Reply") -> str:
-    if not reply.headers.get("content-type", "").startswith("text/plain"):
-        return "type %r, not text/plain" % reply.headers.get("content-type")
-    if not re.match(pattern, reply.text):
-        return "body %r" % reply.text[:100]
-    lines = reply.text.split("\n")
-    return "" if lines == sorted(lines, key=lambda line: (len(line), line) if line.rstrip("/").isdigit()
-                                 else (0, line)) else "not in order"
+    if reply.content_type != "text/plain":
+        return "type %r, not text/plain" % reply.content_type
+    if len(reply.data) > 65536:
+        return "%d bytes, too many for this" % len(reply.data)
+    return "" if re.match(pattern, reply.text) else "body %r, not like %s" % (reply.text[:100], pattern)
+
+
+def _listing_differs(pattern: str, reply: "Reply") -> str:
+    why, lines = _text_differs(pattern, reply), reply.text[:65536].split("\n")
+    missing = set(format_text(_shown_at(reply)).split("\n")).difference(lines)
+    names = [line.rstrip("/") for line in lines]
+    in_order = names == sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
+    return why or (missing and "lacks " + ", ".join(sorted(missing))) or ("" if in_order else "not in order")
 
 
 def _header_differs(name: str, pattern: str, reply: "Reply") -> str:
-    value = reply.headers.get(name, "")
-    return "" if re.match(pattern.replace("SIZE", str(len(reply.data))) + r"\Z", value) else "it is %r" % value
+    value, pattern = reply.headers.get(name, ""), pattern.replace("SIZE", str(len(reply.data)))
+    return "" if re.match(pattern + r"\Z", value) else "it is %r, not like %s" % (value, pattern)
+
+
+def _versions_differ(reply: "Reply") -> str:
+    listed = list_in(reply.data, "apiVersions")
+    is_right = listed and all(map(_is_date, listed)) and listed == sorted(listed)
+    return _object_differs({"apiVersions": ""}, reply) or ("" if is_right else "not a list of dates, in order")
 
 
 def _events_differ(reply: "Reply") -> str:
     wanted = [name for name, field in EVENT_FIELDS.items()
               if field.since <= parse_target(reply.url).query["api-version"]]
-    for event in list_in(reply.data, "Events"):
-        try:
+    document = parsed_or_none(reply.data)
+    try:
+        check(check(document, dict, "it").get("DocumentIncarnation"), int, "DocumentIncarnation")
+        for event in check(document.get("Events"), list, "Events"):
             if list(check_event(event)) != wanted:
                 return "names %s in an event, not %s" % (", ".join(event), ", ".join(wanted))
-        except ValueError as error:
-            return str(error)
-    return _json_differs(dict, "DocumentIncarnation Events", False, reply)
+    except ValueError as error:
+        return str(error)
+    return _object_differs({"DocumentIncarnation": "", "Events": ""}, reply)
+
+
+def _balance_differs(reply: "Reply") -> str:
+    why = _object_differs({"loadbalancer": ""}, reply)
+    rules = {} if why else parsed_or_none(reply.data)["loadbalancer"]
+    try:
+        check_load_balancer({"loadbalancer": rules})
+    except ValueError as error:
+        return str(error)
+    return why or ("" if list(rules) == list(balance_fields()) else "names %s, not %s" % (
+        ", ".join(rules), ", ".join(balance_fields())))
 
 
 SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what returns how a reply differs, or ""
-    "instance": {200: _instance_differs},
-    "compute": {200: lambda reply: _instance_differs(reply._replace(
-        data=b'{"compute":%s,"network":{"interface":[]}}' % reply.data))},
-    "object": {200: functools.partial(_json_differs, dict, "", False)},
-    "list": {200: functools.partial(_json_differs, list, "", False)},
+    "document": {200: _document_differs},
     "value": {200: functools.partial(_text_differs, r"[^\n]*\Z")},
-    "listing": {200: functools.partial(_text_differs, r"(\w+/?\n)*\w+/?\Z")},
-    "indexes": {200: functools.partial(_text_differs, r"(\d+/\n)*\d+/\Z")},
+    "listing": {200: functools.partial(_listing_differs, r"(\w+/?\n)*\w+/?\Z")},
+    "indexes": {200: functools.partial(_listing_differs, r"(\d+/\n)*\d+/\Z")},
     "leaf-refused": {400: lambda reply: ""},
-    "versions": {200: functools.partial(_json_differs, dict, "apiVersions", False)},
-    "tenant": {200: functools.partial(_json_differs, dict, "tenantId", True)},
-    "token": {200: functools.partial(_json_differs, dict, "access_token client_id expires_in expires_on ext_expires_in"
-                                     " not_before resource token_type", True),
+    "versions": {200: _versions_differ},
+    "tenant": {200: functools.partial(_object_differs, {"tenantId": ".+"})},
+    "token": {200: functools.partial(_object_differs, {
+        "access_token": "[!-~]+", "client_id": ".*", "expires_in": "[0-9]+", "expires_on": "[0-9]+",
+        "ext_expires_in": "[0-9]+", "not_before": "[0-9]+", "resource": ".+", "token_type": "Bearer"}),
               400: lambda reply: "" if reply.text in IDENTITY_REFUSALS else "an error in other words"},
-    "loadbalancer": {200: functools.partial(_json_differs, dict, "loadbalancer", False),
+    "loadbalancer": {200: _balance_differs,
                      404: lambda reply: "" if reply.text == REFUSALS["no-load-balancer"].body else
-                     "body %r" % reply.text[:150]},
-    "attested": {200: functools.partial(_json_differs, dict, "encoding signature", True)},
+                     "body %r, not %r" % (reply.text[:150], REFUSALS["no-load-balancer"].body)},
+    "attested": {200: functools.partial(_object_differs, {"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"})},
     "event-list": {200: _events_differ},
     "content-type": {200: functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8")},
     "server": {200: functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+")},
