@@ -261,7 +261,8 @@ PARTS = {
     "instance": "",
     "scheduledevents": "DocumentIncarnation:count Events[{%s}]" % " ".join(
         "%s:%s" % (name, field.redaction) for name, field in EVENT_FIELDS.items()),
-    "identity": "tenantId:guid identities[{type:word name:name clientId:guid objectId:guid resourceId:id}]",
+    "identity": "tenantId:guid identities[{type:word name:name clientId:guid objectId:guid resourceId:id"
+                " client_id:guid object_id:guid resource_id:id}]",  # the last three as a user may write them
     "loadbalancer": "loadbalancer{publicIpAddresses[{frontendIpAddress:address privateIpAddress:address}]"
                     " inboundRules[{frontendIpAddress:address protocol:word frontendPort:count backendPort:count"
                     " privateIpAddress:address}]"
@@ -1032,6 +1033,8 @@ def read_identity(spec: "Any") -> "Dict[str, str]":
     if isinstance(spec, str):
         kind, _, rest = spec.partition(":")
         name, *pairs = rest.split(",")
+        if kind == "user" and re.search("[:=/]", name):
+            raise ValueError("an identity is %s, not %r" % (IDENTITY_FORM, spec))
         said = {"type": kind, "name": name} if kind == "user" else {"type": kind}
         if kind == "system":
             pairs = [name] * bool(rest) + pairs
@@ -1067,7 +1070,7 @@ def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
     """Return read_identity() of each. Raises ValueError, also where a request could not tell two apart."""
     identities = [read_identity(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
     for key in IDENTITY_KEYS.values():
-        values = [each[key].lower() for each in identities if key in each and each["type"] == "user"]
+        values = [each[key].lower() for each in identities if key in each]
         if len(set(values)) < len(values):
             raise ValueError("two identities have the same %s" % key)
     if sum(each["type"] == "system" for each in identities) > 1:
@@ -1196,14 +1199,13 @@ def _no_such_value(instance: "Any", name: str, names: "List[str]") -> str:
     return "there is no %r%s" % (name, "; did you mean %s?" % nearest if nearest else "")
 
 
-def misspelled(instance: "Any", shown: "Any" = None, path: str = "") -> "Iterator[Tuple[str, str]]":
-    """Yield (path, the name that was meant) for each field of a document that no table knows, and whose name is
-    nearly a known one."""
-    shown = everything() if shown is None else shown
-    for name, child in children(instance):
+def misspelled(node: "Any", shown: "Any", path: str = "") -> "Iterator[Tuple[str, str]]":
+    """Yield (path, the name that was meant) for each field of ``node`` that the template ``shown`` does not know, and
+    whose name is nearly a known one."""
+    for name, child in children(node):
         inner = shown[0] if isinstance(shown, list) else shown.get(name)
         if inner is None:
-            nearest = nearest_of(name, [each for each in shown if each not in instance], 0.75)
+            nearest = nearest_of(name, shown, 0.75)
             if nearest:
                 yield path + name, nearest
         elif not isinstance(inner, Field):
@@ -1300,9 +1302,7 @@ class _Redactor:
         """``node`` redacted along the template ``shown`` (None: no table knows it); ``published``: see PUBLISHERS."""
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
-            if "clientId" in inner:  # of which read_identity() takes other spellings, too
-                inner = dict(inner, **{name: inner[meant] for name, meant in IDENTITY_KEYS.items()})
-            elif "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
+            if "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
                 inner = inner["loadbalancer"]
             published = str(node.get("publisher", "")).lower() in PUBLISHERS and not any(
                 map(node.get, GALLERY_IDS))  # in a gallery, the owner chooses the words
@@ -6318,11 +6318,15 @@ def _parts(options: "Any") -> "Dict[str, Any]":
         instance = complete(parts["instance"])
     except ValueError as error:
         raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
-    for path, meant in misspelled(parts["instance"]):
-        message = "%s: %s is a name that no table knows; did you mean %s?" % (options.document, path, meant)
-        if options.strict:
-            raise ValueError(message)
-        say("imds: warning: " + message)
+    for part, node in parts.items():
+        shown = everything() if part == "instance" else fields(PARTS[part])
+        if part in shown:  # the load balancer's document, which may be its rules alone
+            shown, node = shown[part], (node or {}).get(part, node)
+        for path, meant in misspelled(node, shown, "" if part == "instance" else part + "."):
+            message = "%s: %s is a name that no table knows; did you mean %s?" % (options.document, path, meant)
+            if options.strict:
+                raise ValueError(message)
+            say("imds: warning: " + message)
     for setting in options.set:
         name, equals, value = setting.partition("=")
         if not equals:
@@ -6357,6 +6361,8 @@ def _start(vm: "Any", options: "Any") -> None:
         vm.start()
     except OSError as error:
         advice = "choose another with --host"
+        if not error.filename:  # it was no port
+            raise Error("can't start (%s); end other programs, or allow more threads" % error) from None
         if isinstance(error, socket.gaierror):
             advice = "it is no name or address of this machine; " + advice
         elif error.errno == errno.EADDRINUSE:

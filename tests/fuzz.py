@@ -262,7 +262,7 @@ class Documents(unittest.TestCase):
         json.dumps(of.instance, allow_nan=False).encode()
         self.assertEqual(list(imds.diff(of.instance, of.instance)), [])
         list(imds.diff(one, other))
-        list(imds.misspelled(one if isinstance(one, dict) else {}))
+        list(imds.misspelled(one if isinstance(one, dict) else {}, imds.everything()))
 
     @examples(400)
     @given(nodes)

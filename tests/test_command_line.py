@@ -285,7 +285,8 @@ class Usage(Case):
         with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
             code, out, errors = call("serve", "--port", "0", "--quiet")
         self.assertEqual((code, out), (1, ""))
-        self.assertIn("can't start new thread", errors)
+        self.assertIn("can't start (can't start new thread)", errors)
+        self.assertNotIn("--host", errors)
         self.assertEqual(errors.count("\n"), 1)
 
     def test_times(self):
@@ -490,6 +491,17 @@ class Serving(Case):
         with mock.patch.object(sys, "stdin", mock.Mock(buffer=open(name, "rb"))) as stdin, serving("-") as said:
             self.assertEqual(said[0].get("compute/name"), "mine")
         stdin.buffer.close()
+
+    def test_names_that_are_nearly_known_in_other_parts(self):
+        for part, path, meant in (('"identity":{"tenantid":"x"}', "identity.tenantid", "tenantId"),
+                                  ('"scheduledevents":{"Evnts":[]}', "scheduledevents.Evnts", "Events"),
+                                  ('"loadbalancer":{"inboundRule":[]}', "loadbalancer.inboundRule", "inboundRules"),
+                                  ('"loadbalancer":{"loadbalancer":{"inboundRule":[]}}', "loadbalancer.inboundRule", "inboundRules")):
+            name = self.file("vm", ('{"instance":{},%s}' % part).encode())
+            self.assertEqual(call("serve", "--strict", name), (2, "", (
+                "imds: %s: %s is a name that no table knows; did you mean %s?\n" % (name, path, meant))))
+        name = self.file("vm", b'{"instance":{},"identity":{"identities":[{"name":"a","client_id":"b"}]}}')
+        self.assertEqual(run("exec", "--strict", name, "--", "true"), (0, "", ""))
 
     def test_names_that_are_nearly_known(self):
         name = self.file("vm", b'{"compute":{"nmae":"x","vmSize":"y","mine":1,"tagsList":[{"nam":"a"}]}}')

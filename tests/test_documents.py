@@ -261,6 +261,8 @@ class Identities(unittest.TestCase):
             ([{"type": "UserAssigned", "name": "x"}], "user:NAME"), ([{"type": "user"}], "user:NAME"),
             ([{"client_id": "x", "clientId": "y"}], "given twice"), ([{"clientid": "x"}], "did you mean clientId?"), ([{}], "user:NAME"), ([{"type": "user", "name": 5}], "must be a string"),
             ([5], "an identity must be an object"), (["user:\ud800"], "JSON"), ([{"type": "user", "name": "\ud800"}], "JSON"),
+            (["user:app:1111"], "an identity is 'system'"), (["user:client_id=1"], "an identity is"), (["user:a/b"], "an identity is"),
+            (["system:client_id=x", "user:b,client_id=X"], "the same clientId"),
             (["user:a", "user:a"], "two identities have the same name"), (["user:a", "user:A"], "the same name"),
             (["user:a,client_id=c", "user:b,client_id=C"], "the same clientId"), (["system", "system"], "one system-assigned"),
             (["user:a,object_id=o", "user:b,object_id=o"], "the same objectId"),
@@ -401,12 +403,13 @@ class Changes(unittest.TestCase):
             ({"compte": {}}, [("compte", "compute")]), ({"compute": {"vmid": "x"}}, [("compute.vmid", "vmId")]),
             ({"network": {"interface": [{"macaddress": "x"}]}}, [("network.interface.0.macaddress", "macAddress")]),
             ({"compute": {"storageProfile": {"osDsk": {}}}}, [("compute.storageProfile.osDsk", "osDisk")]),
-            ({"compute": {"name": "a", "names": "b"}}, []), ({"compute": {"tagsList": [{"nam": "x"}, {"name": "y"}]}},
-                                                             [("compute.tagsList.0.nam", "name")]),
+            ({"compute": {"name": "a", "names": "b"}}, [("compute.names", "name")]),
+            ({"compute": {"vmSize": "a", "vmsize": "b"}}, [("compute.vmsize", "vmSize")]),
+            ({"compute": {"tagsList": [{"nam": "x"}, {"name": "y"}]}}, [("compute.tagsList.0.nam", "name")]),
             (imds.make_vm("scaleset"), []), ({}, []), ({"compute": {"newThing": {"nmae": 1}}}, []),
         ):
             with self.subTest(given=str(given)[:60]):
-                self.assertEqual(list(imds.misspelled(given)), found)
+                self.assertEqual(list(imds.misspelled(given, imds.everything())), found)
 
 
 class Diff(unittest.TestCase):
