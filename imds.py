@@ -981,7 +981,7 @@ def split_document(document: "Any") -> "Dict[str, Any]":
     None, a missing instance {}. Raises ValueError."""
     check(document, dict, "instance")
     check_plain(document, "it")
-    parts = dict.fromkeys(PARTS)  # type: Dict[str, Any]
+    parts: "Dict[str, Any]" = dict.fromkeys(PARTS)
     parts.update(document if set(PARTS).intersection(document) else {"instance": document})
     parts["instance"] = {} if parts["instance"] is None else parts["instance"]
     unknown = sorted(set(parts).difference(PARTS))

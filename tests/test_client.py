@@ -72,7 +72,8 @@ class Get(unittest.TestCase):
         self.assertEqual(self.vm.get("compute/tagsList/0"), {"name": "Department", "value": "IT"})
         self.assertEqual(len(self.vm.get("network/interface")), 2)
         self.assertEqual(self.vm.get(), self.vm.get("/metadata/instance"))
-        self.assertEqual(sorted(self.vm.get("")), ["compute", "network"])
+        for whole in (self.vm.get(""), imds.get(endpoint=self.vm.url), imds.Client(self.vm.url).get()):
+            self.assertEqual(sorted(whole), ["compute", "network"])
 
     def test_text(self):
         self.assertEqual(self.vm.get("network", format="text"), "interface/")

@@ -244,7 +244,7 @@ class Fixture(Case):
         with mock.patch.object(vm._thread, "join", lambda timeout=None: joins.append(timeout) or join(timeout)):
             waiting = in_thread(lambda: (vm.wait(), ended.set()))
             self.assertFalse(ended.wait(0.3))
-            self.assertLess(len(joins), 4)  # it does not turn round and round
+            self.assertIn(len(joins), (1, 2, 3))  # it does not turn round and round
             vm.stop()
             self.assertTrue(ended.wait(5))
         waiting.join()

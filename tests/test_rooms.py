@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import os
 import re
 import symtable
 import sys
@@ -147,10 +148,15 @@ class House(unittest.TestCase):
 class Public(unittest.TestCase):
     # What programs call: it may grow, and nothing of it may go.
     API = """Error NotFound Refused Unreachable Unavailable NotIMDS resolve format_text parse_time make_vm redact diff Clock
-        Emulator Client get scheduled_events approve watch_events token attested attested_content""".split()
+        Emulator ScaleSet Client get scheduled_events approve watch_events token attested attested_content""".split()
 
     def test_nothing_is_missing(self):
         self.assertEqual([name for name in self.API if name not in imds.__all__], [])
+
+    def test_what_the_readme_shows_is_public(self):
+        with open(os.path.join(os.path.dirname(imds.__file__), "README.md"), encoding="utf-8") as file:
+            shown = set(re.findall(r"\bimds\.([A-Za-z_]+)\b", file.read())) - {"py", "json"}  # of files
+        self.assertEqual((shown - set(imds.__all__), len(shown) > 20), (set(), True))
 
     def test_all_in_the_order_of_rooms(self):
         rooms = [min(HOME[name]) for name in imds.__all__]
