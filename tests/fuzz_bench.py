@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import imds
 from tests.support import TARGET, Steps, bench
 
-settings.register_profile("ci", max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("ci", max_examples=400, derandomize=True, deadline=None, database=None,
+                          suppress_health_check=list(HealthCheck))
 settings.load_profile("ci")
 
 STATUSES = "400 403 404 410 429 500 502 503 504".split()
