@@ -4868,7 +4868,17 @@ def _judged(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
     if is_foreign or not 400 <= status < 500:
         what = ODD_ANSWERS.get(status, ODD_ANSWERS.get(status // 100))
         return _not_imds(reply, what or "a status that the service never has")
-    return _failure(NotFound if status == 404 else Refused, reply, ADVICE.get(status, "check the request"))
+    advice = status == 404 and _since_when(reply.url) or ADVICE.get(status, "check the request")
+    return _failure(NotFound if status == 404 else Refused, reply, advice)
+
+
+def _since_when(url: str) -> str:
+    """Since when there is what was asked for at a version before it, or ""."""
+    asked = parse_target(url)
+    first = ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).since
+    if asked.endpoint == "instance" and asked.rest:
+        first = since("/".join(asked.rest))
+    return "it is there since api-version " + first if first and asked.query.get("api-version", first) < first else ""
 
 
 def _says_invalid_version(reply: "Reply") -> bool:
@@ -4970,6 +4980,9 @@ def _asking(method: "Callable[..., Any]") -> "Any":
         own = all(value is None for value in chosen.values()) and _default_endpoint() == DEFAULT_ENDPOINT
         return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
 
+    if method.__doc__:  # not with -OO
+        also = "Also takes endpoint, api_version, timeout and deadline, as Client does."
+        function.__doc__ = "%s\n\n        %s\n        " % (method.__doc__.rstrip(), also)
     return function
 
 

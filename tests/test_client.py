@@ -113,6 +113,16 @@ class Get(unittest.TestCase):
         self.assertIsInstance(error, imds.NotFound)
         self.assertIn("there is no 'compute/zone' before api-version 2017-12-01", str(error))
 
+    def test_a_query_before_its_time(self):
+        for path, first in (("compute/zone?api-version=2017-08-01&format=text", "2017-12-01"),
+                            ("/metadata/attested/document?api-version=2018-04-02", "2018-10-01")):
+            with self.assertRaisesRegex(imds.NotFound, "it is there since api-version " + first):
+                self.vm.get(path)
+        with self.assertRaisesRegex(imds.NotFound, "check the path and the api-version"):
+            self.vm.get("compute/nonsense?api-version=2017-08-01&format=text")
+        if imds.get.__doc__:  # not with -OO
+            self.assertIn("endpoint, api_version, timeout and deadline", imds.get.__doc__)
+
     def test_api_version(self):
         self.assertEqual(len(self.vm.get("compute", api_version="2017-04-02")), 11)
         with self.assertRaises(imds.Refused) as caught:
