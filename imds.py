@@ -1767,8 +1767,8 @@ Target = collections.namedtuple("Target", "names endpoint rest query problem")
 
 @functools.lru_cache(maxsize=256)
 def parse_target(target: str) -> "Target":
-    """Take a request's target apart: percent-decoded once, without doubled slashes. Dots are names like any other,
-    for the service does not resolve them (observed)."""
+    """Take a request's target apart: percent-decoded once, without doubled slashes, "metadata" in any case. Dots are
+    names like any other, for the service does not resolve them (observed)."""
     # Servers have to accept the form for proxies, too: http://HOST/PATH.
     raw_path, _, raw_query = re.sub("^http://[^/?]*", "", target, flags=re.I).partition("?")
     query, problem = {}, None  # type: Dict[str, str], Optional[str]
@@ -1780,6 +1780,7 @@ def parse_target(target: str) -> "Target":
             query[name] = value
     except ValueError:
         names, problem = tuple(filter(None, raw_path.split("/"))), "target"
+    names = tuple(name.lower() if name.lower() == "metadata" else name for name in names[:1]) + names[1:]
     for size in (2, 3, 4) if names[:1] == ("metadata",) else ():
         if "/".join(names[1:size]) in ENDPOINTS:
             return Target(names, "/".join(names[1:size]), names[size:], query, problem)
@@ -2061,6 +2062,8 @@ class Service:
         """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
         endpoint, query, headers = asked.endpoint, asked.query, request.headers
         row, inside = ENDPOINTS.get(endpoint, NO_ENDPOINT), asked.names[:1] == ("metadata",)
+        if self.in_2018 and "/metadata" not in urllib.parse.unquote(request.target):  # there it is case-sensitive
+            inside = False
         if self.is_foreign(request):
             raise Rejection("host")
         has_header = headers.get("metadata") == "true" or all(  # the first for speed: it is what nearly all send

@@ -25,6 +25,12 @@ class Examples(unittest.TestCase):
         return (lambda instance=None, **settings: service(instance, **settings),
                 lambda instance=None, **settings: service(instance, as_of="2018", **settings))
 
+    def test_queries_are_case_sensitive(self):
+        for target, status in (("/metadata/instance", 200), ("//metadata/instance", 200), ("/%6detadata/instance", 200),
+                               ("/Metadata/instance", 404), ("/metadata/Instance", 404)):
+            answer = ask(target + "?api-version=2017-08-01", of=service(as_of="2018"))
+            self.assertEqual(answer.status, status, target)
+
     def test_1_all_categories(self):
         for make in self.rows():
             self.assertEqual(list(document(INSTANCE + "?api-version=2017-08-01", make())), ["compute", "network"])

@@ -58,7 +58,9 @@ class Rules(unittest.TestCase):
         ("GET", "/latest/meta-data/", OK, 404, PAGE),
         ("POST", "/x", OK, 404, PAGE),
         ("GET", "/metadatax", OK, 404, PAGE),
-        ("GET", "/Metadata/instance" + V, OK, 404, PAGE),
+        ("GET", "/Metadata/instance" + V, OK, 200, ANY),
+        ("GET", "/Metadata/Instance" + V, OK, 404, NOT_FOUND),
+        ("GET", "/METADATA/instance", {}, 400, HEADER_BODY),
         ("GET", "*", {}, 404, PAGE),
         # the Metadata header
         ("GET", INSTANCE + "/compute" + V, {}, 400, HEADER_BODY),
