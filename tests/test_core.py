@@ -9,6 +9,19 @@ import imds
 LINUX = imds.make_vm("linux")
 
 
+class Json(unittest.TestCase):
+    def test_levels(self):
+        for text, whole in (("[" * 910 + "]" * 910, True), ("[" * 911 + "]" * 911, False), ("[" * 100000, False),
+                            ('{"a":' * 911 + "1" + "}" * 911, False), ("[%s]" % ",".join(["{}"] * 2000), True),
+                            (json.dumps(["[{" * 2000, '\\"[' * 1000, "\\"]), True), ('["' + "[" * 2000, None)):
+            with self.subTest(text=text[:20]):
+                if whole:
+                    self.assertEqual(imds.load_json(text.encode()), json.loads(text))
+                else:
+                    with self.assertRaisesRegex(ValueError, "more than 910" if whole is False else ""):
+                        imds.load_json(text.encode())
+
+
 class Errors(unittest.TestCase):
     def test_what_they_are_and_carry(self):
         for kind, code, base in ((imds.Error, 1, Exception), (imds.NotFound, 1, KeyError), (imds.Refused, 1, imds.Error),
