@@ -136,6 +136,7 @@ class Sessions(unittest.TestCase):
                     elif "pytest" not in block and "test_my_agent" in names:
                         names["test_my_agent"]()
 
+    @unittest.skipIf(sys.flags.optimize > 1, "there are none")
     def test_the_examples_of_docstrings(self):
         with imds.Emulator() as vm, mock.patch.dict(os.environ, vm.environ):
             result = doctest.testmod(imds, extraglobs={"vm": vm, "imds": imds}, report=True)
@@ -180,7 +181,7 @@ class Tables(unittest.TestCase):
     def test_every_public_name_is_named(self):
         for name in imds.__all__:
             self.says(r"\b%s\b" % name, True)
-            self.assertTrue(getattr(imds, name).__doc__, name)
+            self.assertTrue(getattr(imds, name).__doc__ or sys.flags.optimize > 1, name)
 
     def test_every_argument_of_the_emulator_has_a_row(self):
         table = re.search(r"\| argument \| is .*?\n\n", self.text, re.S).group(0)
