@@ -2451,9 +2451,9 @@ class Bench:
         """Start the faults and schedule the events that it is to begin with."""
         self.recover()
         for row in self._first_faults:
-            self.fail(row) if isinstance(row, str) else self.fail(**row)
+            self.fail(**row) if isinstance(row, dict) else self.fail(row)
         for row in self._first_events:
-            self.play(row) if isinstance(row, str) else self.schedule(**row)
+            self.schedule(**row) if isinstance(row, dict) else self.play(row)
 
     # --- requests
 

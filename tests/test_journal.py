@@ -317,6 +317,9 @@ class Reset(unittest.TestCase):
         with imds.ScaleSet(2, schedule=[event]) as vms:
             vms.reset()
             self.assertEqual([len(vm.events()["Events"]) for vm in vms], [1, 1])
+        for settings in ({"faults": [500]}, {"faults": [None]}, {"schedule": [5]}):
+            with self.subTest(settings=settings), self.assertRaises(ValueError):
+                imds.Emulator(**settings)
 
     def test_what_was_given_as_an_iterator(self):
         vm = imds.Emulator(identities=iter(["user:web"]), versions=iter(["2021-02-01"]))
