@@ -2452,8 +2452,9 @@ class Bench:
         self.recover()
         for row in self._first_faults:
             self.fail(**row) if isinstance(row, dict) else self.fail(row)
-        for row in self._first_events:
-            self.schedule(**row) if isinstance(row, dict) else self.play(row)
+        first = self.siblings[0]  # all VMs of a set share its events
+        for row in first._first_events:
+            first.schedule(**row) if isinstance(row, dict) else first.play(row)
 
     # --- requests
 
@@ -4113,7 +4114,8 @@ class ScaleSet:
                               control=control and number == 0, schedule=schedule if number == 0 else (),
                               among=(number,) + shared, **settings)
                      for number in range(count)]
-        self._vms[0]._bench.siblings = [vm._bench for vm in self._vms]  # an operation at /imds/ may name any of them
+        for vm in self._vms:
+            vm._bench.siblings = [each._bench for each in self._vms]
 
     def start(self) -> "ScaleSet":
         """Start all, or none: raises the OSError of one that can't."""
@@ -4151,7 +4153,7 @@ class ScaleSet:
 
     def reset(self) -> None:
         """Put everything back as it was at the start."""
-        for vm in reversed(self._vms):  # the first has the events to begin with
+        for vm in self._vms:
             vm.reset()
 
     @property

@@ -148,6 +148,10 @@ class OneOfAll(unittest.TestCase):
             vms[0].reset()
             event = vms[0].schedule("Freeze")
             self.assertEqual([list(events(vm)) for vm in vms], [[event]] * 2)
+        with imds.ScaleSet(2, schedule=["redeploy"]) as vms:
+            for vm in vms:
+                vm.reset()
+                self.assertEqual([each["Resources"] for each in vms[0].events()["Events"]], [[vms[0].name]])
 
 
 class Settings(unittest.TestCase):
