@@ -3953,12 +3953,13 @@ class Emulator:
         if not 0 <= check(port, int, "port") <= 65535:
             raise ValueError("port must be from 0 to 65535, not %r" % port)
         self.clock = clock if isinstance(clock, Clock) else Clock(clock)
-        hosts = {name.lower() for name in [host, "localhost"] + _several(allow_hosts)}
+        named = _several(allow_hosts)
+        hosts = {name.lower() for name in [host, "localhost"] + named}
         vm, events, lock = among or (0, None, threading.RLock())
         self._bench = Bench(
             self.clock, instance, log=log, profile=profile, cloud=cloud, versions=_several(versions), as_of=as_of,
             rate_limit=rate_limit, identities=_several(identities), load_balancer=load_balancer,
-            attested_flaw=attested_flaw, attested_issuer=attested_issuer, hosts=_several(allow_hosts),
+            attested_flaw=attested_flaw, attested_issuer=attested_issuer, hosts=named,
             only_hosts=hosts if is_loopback(host) else None, control=control, vm=vm, events=events,
             faults=_several(faults), schedule=_several(schedule))
         self._address, self._has_control = (host, port), control
