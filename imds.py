@@ -4896,8 +4896,8 @@ def _since_when(url: str) -> str:
     """Since when there is what was asked for at a version before it, or ""."""
     asked = parse_target(url)
     first = ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).since
-    if asked.endpoint == "instance" and asked.rest:
-        first = since("/".join(asked.rest))
+    if asked.rest:  # below other endpoints there is nothing
+        first = since("/".join(asked.rest)) if asked.endpoint == "instance" else None
     return "it is there since api-version " + first if first and asked.query.get("api-version", first) < first else ""
 
 

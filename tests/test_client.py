@@ -118,8 +118,10 @@ class Get(unittest.TestCase):
                             ("/metadata/attested/document?api-version=2018-04-02", "2018-10-01")):
             with self.assertRaisesRegex(imds.NotFound, "it is there since api-version " + first):
                 self.vm.get(path)
-        with self.assertRaisesRegex(imds.NotFound, "check the path and the api-version"):
-            self.vm.get("compute/nonsense?api-version=2017-08-01&format=text")
+        for path in ("compute/nonsense?api-version=2017-08-01&format=text", "/metadata/nonsense?api-version=2017-03-01",
+                     "/metadata/attested/document/nonsense?api-version=2018-04-02"):
+            with self.assertRaisesRegex(imds.NotFound, "check the path and the api-version"):
+                self.vm.get(path)
         if imds.get.__doc__:  # not with -OO
             self.assertIn("endpoint, api_version, timeout and deadline", imds.get.__doc__)
 
