@@ -5330,7 +5330,7 @@ class Doctor:
         self.client, self._root = client, root
         self._environ = os.environ if environ is None else environ
         self.facts: "List[Tuple[str, str, str]]" = []
-        self._host = re.sub(r":\d+\Z", "", client.endpoint.partition("://")[2]).strip("[]")
+        self._host = re.sub(r":\d+\Z", "", client.endpoint.partition("://")[2]).strip("[]").lower()
         self._variables()
         self._proxies()
         self._place()
@@ -5357,12 +5357,12 @@ class Doctor:
     def _proxies(self) -> None:
         """Which variables would lead curl or Python through a proxy: Python takes each in any case, and the lower one
         first, even if it is empty; curl takes http_proxy in lower case only."""
-        environ, netloc = self._environ, self.client.endpoint.partition("://")[2]
+        environ, place = self._environ, "." + self.client.endpoint.partition("://")[2].lower()
         lower, upper = environ.get("no_proxy"), environ.get("NO_PROXY", "")
         for_python = upper if lower is None else lower
-        ends = ["." + word.strip().lstrip(".").lower() for word in for_python.split(",") if word.strip()]
-        bypassed = {"Python": for_python == "*" or ("." + self._host).endswith(tuple(ends)) or "." + netloc in ends,
-                    "curl": self._is_passed_by_curl(lower or upper)}
+        ends = tuple("." + word.strip().lstrip(".").lower() for word in for_python.split(",") if word.strip())
+        bypassed = {"Python": for_python == "*" or place.endswith(ends) or re.sub(r":\d+\Z", "", place).endswith(ends),
+                    "curl": self._is_passed_by_curl((lower or upper).lower())}
         for name, users in (("http_proxy", ("curl", "Python")), ("all_proxy", ("curl",)), ("ALL_PROXY", ("curl",)),
                             ("HTTP_PROXY", () if "http_proxy" in environ else ("Python",))):
             if environ.get(name):
@@ -5377,8 +5377,7 @@ class Doctor:
         """Whether a no_proxy has the host for curl: an address or its network, or a name or the end of it."""
         import ipaddress
 
-        words = listed.replace(",", " ").split()
-        for word in words:
+        for word in listed.replace(",", " ").split():
             try:
                 if ipaddress.ip_address(self._host) in ipaddress.ip_network(word, strict=False):
                     return True
@@ -5386,7 +5385,7 @@ class Doctor:
                 is_name = not re.match(r"[\d.]+\Z|.*:", self._host)
                 if is_name and ("." + self._host).endswith("." + word.lstrip(".")):
                     return True
-        return words == ["*"]
+        return listed == "*"
 
     def _place(self) -> None:
         tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()

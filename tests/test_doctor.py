@@ -227,6 +227,7 @@ class Facts(Worlds):
             ("http_proxy", "http://proxy", {"no_proxy": "other", "NO_PROXY": "169.254.169.254"}, "http://proxy", "curl and Python"),
             ("http_proxy", "http://proxy", {"no_proxy": "", "NO_PROXY": "169.254.169.254"}, "http://proxy", "Python, and not curl"),
             ("http_proxy", "http://proxy", {"no_proxy": "*,foo"}, "http://proxy", "curl and Python"),
+            ("http_proxy", "http://proxy", {"no_proxy": "* "}, "http://proxy", "curl and Python"),
             ("http_proxy", "http://proxy", {"no_proxy": ".169.254"}, "http://proxy", "curl would"),
             ("http_proxy", "http://proxy", {"no_proxy": "169.254.0.0/16"}, "http://proxy", "Python, and not curl"),
             ("HTTP_PROXY", "http://proxy", {"http_proxy": ""}, "http://proxy", "not used, for http_proxy comes first"),
@@ -235,6 +236,13 @@ class Facts(Worlds):
                 (seen, meaning), = self.fact(name, environ=dict(others, **{name: value}))
                 self.assertEqual(seen, shown)
                 self.assertIn(words, meaning)
+        for endpoint, listed, words in (
+            ("http://Imds.Example:80", "imds.example", "passed by"), ("http://imds.example", "EXAMPLE", "passed by"),
+            ("http://[::1]:80", "[::1]", "curl would"), ("http://[::1]:80", "::1", "Python, and not curl"),
+        ):
+            with self.subTest(endpoint=endpoint, listed=listed):
+                nobody = Nobody(error=imds.Unreachable("nobody"), endpoint=endpoint)
+                self.assertIn(words, self.fact("http_proxy", nobody, {"http_proxy": "http://p", "no_proxy": listed})[0][1])
         self.assertEqual(self.fact("http_proxy", environ={"http_proxy": ""}), [])
         self.assertEqual(self.fact("https_proxy", environ={"https_proxy": "x"}), [])  # never asked by https
 
