@@ -2778,7 +2778,7 @@ class Bench:
         raw_path, _, raw_query = request.target.partition("?")
         name = raw_path[len("/imds"):].strip("/")
         if not is_local(request.headers.get("host", ""), self._hosts):
-            return self._said(400, {"error": REFUSALS["host"].reason})
+            return self._said(400, {"error": "no web page is let in: allow the Host by --allow-host, or allow_hosts"})
         if not name and request.verb == "GET" and "text/html" in request.headers.get("accept", ""):
             page = PAGE
             for word, options in (("$situations", SITUATIONS), ("$kinds", EVENT_TYPES)):

@@ -74,6 +74,8 @@ class Doors(unittest.TestCase):
                 for name, status in (("evil.test", 400), ("ci.test", 200), ("CI.test", 200), ("localhost", 200), ("127.0.0.1", 200)):
                     self.assertEqual(over_http(vm.url, "instance", None, {"Metadata": "true", "Host": name})[0], status)
                 self.assertEqual(over_http(vm.url, "freeze", {}, {"Host": "localhost"})[0], 400)
+                said = over_http(vm.url, "freeze", {}, {"Metadata": "true", "Host": "vm.test"})[1]["error"]
+                self.assertIn("allow_hosts", said)  # also where vm.test is what it is bound to
 
     def test_a_page_elsewhere_can_not_ask(self):  # what a browser sends without asking first
         of = bench(control=True)
