@@ -195,6 +195,14 @@ class Checks(unittest.TestCase):
 
                 self.assertEqual(differing(changed), set())
 
+    def test_why_it_differs(self):
+        for name, check, body, why in (
+            ("no token is shown", "token", lambda body: body.replace(b":", b": ", 1), "no minified JSON"),
+        ):
+            with self.subTest(name=name, check=check):
+                found = verdicts(asker(change=lambda verb, target, headers, answer, body=body: answer[:2] + (body(answer[2]),)))
+                self.assertEqual(found[check], ("differs", why))
+
     def test_what_can_not_be_told(self):
         def absent(verb, target, headers, answer):
             raise imds.Unreachable("gone")
