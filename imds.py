@@ -5143,7 +5143,7 @@ def _shown_at(reply: "Reply") -> "Any":
 
 def _document_differs(reply: "Reply") -> str:
     document = parsed_or_none(reply.data)
-    return _keys_differ(document, _shown_at(reply), "") or _form_differs(document, reply)
+    return _form_differs(document, reply) or _keys_differ(document, _shown_at(reply), "")
 
 
 def _form_differs(document: "Any", reply: "Reply") -> str:
@@ -5197,15 +5197,18 @@ def _versions_differ(reply: "Reply") -> str:
 def _events_differ(reply: "Reply") -> str:
     wanted = [name for name, field in EVENT_FIELDS.items()
               if field.since <= parse_target(reply.url).query["api-version"]]
+    why = _object_differs({"DocumentIncarnation": "", "Events": ""}, reply)
+    if why:
+        return why
     document = parsed_or_none(reply.data)
     try:
-        check(check(document, dict, "it").get("DocumentIncarnation"), int, "DocumentIncarnation")
-        for event in check(document.get("Events"), list, "Events"):
+        check(document["DocumentIncarnation"], int, "DocumentIncarnation")
+        for event in check(document["Events"], list, "Events"):
             if list(check_event(event)) != wanted:
                 return "names %s in an event, not %s" % (", ".join(event), ", ".join(wanted))
     except ValueError as error:
         return str(error)
-    return _object_differs({"DocumentIncarnation": "", "Events": ""}, reply)
+    return ""
 
 
 def _balance_differs(reply: "Reply") -> str:

@@ -198,6 +198,8 @@ class Checks(unittest.TestCase):
     def test_why_it_differs(self):
         for name, check, body, why in (
             ("no token is shown", "token", lambda body: body.replace(b":", b": ", 1), "no minified JSON"),
+            ("no JSON", "compute is not wrapped", lambda body: body[:-1], "no minified JSON"),
+            ("no JSON", "scheduled events", lambda body: body[:-1], "not a JSON object"),
         ):
             with self.subTest(name=name, check=check):
                 found = verdicts(asker(change=lambda verb, target, headers, answer, body=body: answer[:2] + (body(answer[2]),)))
