@@ -426,8 +426,8 @@ REASONS = {
     503: "Service Unavailable", 504: "Gateway Timeout",
 }
 
-# The type of a refusal's body, by how it begins. Then the headers of a response, in the order of the
-# wire (observed): of the service itself, and of the pages of the web server in front of it.
+# The type of a refusal's body, by how it begins. Then the headers of a response, in the order of the wire (observed):
+# of the service itself, and of the pages of the web server in front of it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 XML_TYPE, HTML_TYPE, CERTIFICATE_TYPE = "text/xml; charset=utf-8", "text/html", "application/pkix-cert"
 CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE, "": TEXT_TYPE}
@@ -630,7 +630,7 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
 def walk(node: "Any", path: str = "") -> "Iterator[str]":
     """Yield the path of every node below ``node``, a container before what it holds."""
     for name, child in children(node):
-        if len(path) + len(name) < 1000:  # a field's is; others would take gigabytes
+        if len(path) + len(name) < 1000:  # no field has a longer one, and all of these could take gigabytes
             yield path + name
             yield from walk(child, "%s%s/" % (path, name))
 
@@ -1248,8 +1248,7 @@ PUBLIC_WORDS = frozenset("""
     cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low spot deallocate delete edgezone
     windows_client windows_server rhel_byos rhel_base rhel_eus rhel_els_6 rhel_sapapps rhel_sapha rhel_basesapapps
     rhel_basesapha sles_byos sles sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable running runninguser unknown
-    preprovisionedvm
-    virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
+    preprovisionedvm virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
     """.split() + [each.lower() for each in EVENT_TYPES])
 REGIONS = frozenset("""
     australiacentral australiacentral2 australiaeast australiasoutheast austriaeast belgiumcentral brazilsouth
@@ -2390,7 +2389,7 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
-SECRET_HEADER = "authorization|cookie|secret|token|key|passw|identity-header"  # in names of headers: journal masks them
+SECRET_HEADER = "authorization|cookie|secret|token|key|passw|identity-header"  # in names of headers the journal masks
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
 LAST_CLOCK = 32503679999  # the end of the year 2999; Windows goes little further
@@ -4535,7 +4534,8 @@ class Client:
         return reply.status, reply.headers, reply.data
 
     def control(self, target: str, arguments: "Optional[Mapping[str, Any]]") -> "Any":
-        """What /imds/ of an emulator answers. Raises Refused, with its answer as ``body``."""
+        """What /imds/ of an emulator answers to a POST of ``arguments``, or to a GET if they are None. Raises Refused,
+        with its answer as ``body``."""
         body = None if arguments is None else format_json(arguments).encode()
         return _content(self._ask(target, self._call(), body))
 
