@@ -4863,7 +4863,8 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
 
 def _read(response: "Any") -> bytes:
     """The body of a response. Raises OSError, or _TooMuch."""
-    data: bytes = response.read(MAX_REPLY + 1)
+    # Before Python 3.10, read() fills as many bytes as it may return with zeros.
+    data: bytes = response.read(min(response.length or MAX_REPLY, MAX_REPLY) + 1)
     if len(data) > MAX_REPLY:
         raise _TooMuch(MAX_REPLY)
     if response.length:  # the connection ended too soon
