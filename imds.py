@@ -4998,8 +4998,10 @@ def _asking(method: "Callable[..., Any]") -> "Any":
         return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
 
     if method.__doc__:  # not with -OO
-        also = "Also takes endpoint, api_version, timeout and deadline, as Client does."
-        function.__doc__ = "%s\n\n        %s\n        " % (method.__doc__.rstrip(), also)
+        text = method.__doc__.rstrip()
+        last = text.rpartition("\n")[2]  # with a margin, which Python 3.13 takes away
+        function.__doc__ = "%s\n\n%sAlso takes endpoint, api_version, timeout and deadline, as Client does." % (
+            text, last[:len(last) - len(last.lstrip())])
     return function
 
 
