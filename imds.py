@@ -3874,7 +3874,7 @@ class Clock:
 
 def _several(words: "Any") -> "Any":
     """One or several as a list; None stays None."""
-    return [words] if isinstance(words, str) else None if words is None else list(words)
+    return [words] if isinstance(words, (str, dict)) else None if words is None else list(words)
 
 
 THREAD_NAME = "imds-emulator"
@@ -4114,8 +4114,9 @@ class ScaleSet:
                               control=control and number == 0, schedule=schedule if number == 0 else (),
                               among=(number,) + shared, **settings)
                      for number in range(count)]
-        for vm in self._vms:
-            vm._bench.siblings = [each._bench for each in self._vms]
+        siblings = [vm._bench for vm in self._vms]
+        for bench in siblings:
+            bench.siblings = siblings
 
     def start(self) -> "ScaleSet":
         """Start all, or none: raises the OSError of one that can't."""
@@ -6325,7 +6326,8 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
         versions=options.api_versions and options.api_versions.split(","), allow_hosts=options.allow_host, log=log,
         clock=Clock(time.time, scale=options.time_scale), identities=identities,
         schedule=[_event(event) for event in options.event] + options.scenario,
-        faults=[{"playbook": playbook, "seed": int(time.time() * 1000) % 2**31} for playbook in options.fault])
+        faults=[{"playbook": playbook, "seed": (int(time.time() * 1000) + at) % 2**31}
+                for at, playbook in enumerate(options.fault)])
     vm: "Any" = Emulator(parts, **settings) if count is None else ScaleSet(
         count, profile=options.profile or "scaleset", **settings)
     for fault in settings["faults"]:
