@@ -1082,7 +1082,7 @@ def check_identity(document: "Mapping[str, Any]") -> None:
 
 def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
     """Return read_identity() of each. Raises ValueError, also where a request could not tell two apart."""
-    identities = [read_identity(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    identities = [read_identity(spec) for spec in ([specs] if isinstance(specs, (str, dict)) else specs)]
     for key in IDENTITY_KEYS.values():
         values = [each[key].lower() for each in identities if key in each]
         if len(set(values)) < len(values):
@@ -2389,7 +2389,10 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
-SECRET_HEADER = "authorization|cookie|secret|token|key|passw|identity-header"  # in names of headers the journal masks
+# What the journal masks: a header or a parameter of a query with one of these in its name.
+SECRET_HEADER = ("auth|assertion|bearer|cookie|credential|csrf|identity-header|jwt|key|passw|pwd|secret|session|sig"
+                 "|token")
+SECRET_PARAMETER = r"(?i)([?&][^=&]*(?:assertion|passw|secret|sig|token)[^=&]*=)[^&]+"
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
 LAST_CLOCK = 32503679999  # the end of the year 2999; Windows goes little further
@@ -2433,10 +2436,13 @@ class Bench:
         log: "Optional[Callable[[str], None]]" = None, vm: int = 0, control: bool = False,
         hosts: "Iterable[str]" = (), faults: "Iterable[Any]" = (), schedule: "Iterable[Any]" = (), **settings: "Any",
     ) -> None:
+        import copy
+
         self.clock, self.vm, self._log, self._control = clock, vm, log, control
         self._hosts = frozenset(name.lower() for name in hosts).union(["localhost"])
-        self._settings = dict(settings, instance=instance)
-        self.service = Service(clock, **self._settings)
+        self.service = Service(clock, instance, **settings)
+        events = settings.pop("events", None)  # which VMs share
+        self._settings = dict(copy.deepcopy(settings), instance=copy.deepcopy(instance), events=events)
         self.siblings: "List[Bench]" = [self]  # the VMs of a scale set
         self.journal: "Any" = collections.deque(maxlen=JOURNAL_SIZE)
         self.watchers: "List[Callable[[], None]]" = []  # called after each exchange
@@ -2568,7 +2574,7 @@ class Bench:
         if len(check(nonce, str, "nonce")) > MAX_NONCE:
             raise ValueError("a nonce has at most %d characters" % MAX_NONCE)
         known(api_version, [each for each in GA_VERSIONS if each >= min(ATTESTED_VERSIONS)], "api-version")
-        return self.service.attested(api_version, nonce, flaw and known(flaw, FLAWS, "flaw"))
+        return self.service.attested(api_version, nonce, None if flaw is None else known(flaw, FLAWS, "flaw"))
 
     def replace(self, instance: "Mapping[str, Any]") -> None:
         """Serve another VM, a document as for Emulator, with the same list of events. Raises ValueError."""
@@ -2684,6 +2690,7 @@ class Bench:
         """
         text = SITUATIONS[playbook].playbook if check(playbook, str, "playbook") in SITUATIONS else playbook
         seed = int(self.clock() * 1000) % 2**31 if seed is None else check(seed, int, "seed")
+        self.faults()  # which drops those that are over
         self._playbooks.append(_Playbook(text, seed))
         self._moment = None
         return {"playbook": text, "seed": seed}
@@ -2745,7 +2752,7 @@ class Bench:
         """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the most similar
         other requests, and how they differ. ``like``: verb, headers and query, as for ``requests``."""
         found, expected = self.requests(path, **like), _Expected(path, **like)
-        check(times or 0, int, "times")
+        check(0 if times is None else times, int, "times")
         if len(found) == times or times is None and found:
             return
         odd = [(expected.differences(each.request), each) for each in self.journal]
@@ -3035,8 +3042,10 @@ def masked(exchange: "Exchange") -> "Exchange":
     if re.search(SECRET_HEADER, names):
         secret = [name for name in request.headers if re.search(SECRET_HEADER, name)]
         request = request._replace(headers=dict(request.headers, **dict.fromkeys(secret, "(masked)")))
-    if request.body and parse_target(request.target).names[1:2] == ("identity",):
+    if request.body and "identity" in urllib.parse.unquote(request.target).lower():
         request = request._replace(body=b"(masked)")
+    if re.search(SECRET_PARAMETER, request.target):
+        request = request._replace(target=re.sub(SECRET_PARAMETER, r"\1(masked)", request.target))
     if b'"access_token"' in response.body[:32]:
         response = response._replace(body=re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body))
     if len(request.body) + len(request.target) + len(names) + sum(map(len, request.headers.values())) > MAX_KEPT:
@@ -3414,6 +3423,7 @@ class Conversation:
             self._unread.clear()
         if fresh and replies == 1 and not self.in_request and not self._unread and len(data) <= MAX_REPEATED:
             self._keep(moment, data, sent[0][1])
+        self._exchange = None
         return sent
 
     def hold(self, data: bytes) -> None:
@@ -3559,7 +3569,9 @@ class Conversation:
         elif manner in ("reset", "hang"):
             self.ending, data = manner, b""
         elif manner == "drip":
-            return [(DRIP_TIME if at else exchange.seconds, data[at:at + 1]) for at in range(len(data))]
+            last = min(len(data), MAX_REPLY_SIZE) - 1  # who waits for more gets the rest at once
+            return [(DRIP_TIME if at else exchange.seconds, data[at:at + 1] if at < last else data[at:])
+                    for at in range(last + 1)]
         return [(exchange.seconds, data)]
 
     def _refuse(self, rule: str) -> "List[Tuple[float, bytes]]":
@@ -3658,7 +3670,9 @@ def _server_class() -> "Any":
                         if key.data is not None:
                             guard(key.data, serve)
                         elif key.fileobj is self.socket:
-                            self.accept()  # else it is ``woken``: shutdown() was called
+                            self.accept()
+                        else:  # shutdown() was called, if only by a forked child
+                            self.woken.recv(READ_SIZE)
                     self.bench.service.new_turn()
                     if self.pending or self.timers:
                         self.go_on()
@@ -3677,8 +3691,9 @@ def _server_class() -> "Any":
                 self.guard(connection, self.converse)
             while self.timers and self.timers[0][0] <= self.now:  # what falls due meanwhile can wait its turn
                 connection = heapq.heappop(self.timers)[2]
-                connection.unsent, connection.since = connection.later.popleft()[1], self.now
-                self.guard(connection, self.send)
+                if connection in self.connections:
+                    connection.unsent, connection.since = connection.later.popleft()[1], self.now
+                    self.guard(connection, self.send)
 
         def shutdown(self) -> None:
             self.stopping = True
@@ -3694,24 +3709,25 @@ def _server_class() -> "Any":
             self.selector.close()
 
         def accept(self) -> None:
-            for _ in range(MAX_REPLIES):
-                if len(self.connections) >= self.most and not self.make_room():
-                    return
+            newcomers: "List[_Connection]" = []
+            while len(newcomers) < MAX_REPLIES and (len(self.connections) < self.most or self.make_room()):
                 try:
                     client, address = self.get_request()
                 except OSError as error:
                     if error.errno in (errno.EMFILE, errno.ENFILE):
                         self.make_room()
-                    return
+                    break
                 try:
                     client.setblocking(False)
                     connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
                     self.selector.register(client, READ, connection)
                     self.connections.add(connection)
+                    newcomers.append(connection)
                 except (OSError, ValueError):  # the client is gone already (on macOS)
                     client.close()
-                    continue
-                self.guard(connection, self.serve)  # most have sent their request by now
+            self.bench.service.new_turn()  # who was answered in this one may have come back
+            for connection in newcomers:  # most have sent their request by now
+                self.guard(connection, self.serve)
 
         def make_room(self) -> bool:
             """Drop the connection that is idle for longest; if none is, stop accepting for now."""
@@ -3821,6 +3837,7 @@ def _server_class() -> "Any":
         def drop(self, connection: "_Connection") -> None:
             if connection in self.connections:
                 self.connections.discard(connection)
+                connection.later.clear()  # a timer may keep the connection for long
                 self.selector.unregister(connection.socket)
                 connection.socket.close()
                 self.accept_again()
@@ -4003,13 +4020,13 @@ class Emulator:
         """Close every connection and the port, at once."""
         with self._starting:
             server, thread, self._server, self._thread = self._server, self._thread, None, None
-            self._ending = thread or self._ending
-        if server and thread:
+            ending = self._ending = thread or self._ending
+        if server:
             server.shutdown()
             if _is_in_log():  # the thread ends after this turn of its loop,
                 server.socket.close()  # but its port is free at once
-            else:
-                thread.join()
+        if ending and not _is_in_log():
+            ending.join()
 
     __enter__ = start
 

@@ -183,6 +183,8 @@ class Operations(unittest.TestCase):
             ("identities", {"identities": 5}, ""), ("identities", {"identities": ["user:a", "user:a"]}, ""),
             ("load_balancer", {"load_balancer": "yes"}, ""), ("load_balancer", {"load_balancer": [1]}, ""),
             ("attested", {"nonce": 5}, "nonce"), ("attested", {"nonce": "x" * 99}, "nonce"), ("attested", {"flaw": "x"}, "x"),
+            ("attested", {"flaw": False}, "flaw"), ("attested", {"flaw": {}}, "flaw"), ("identities", {"identities": {}}, "user:NAME"),
+            ("assert_requested", {"path": TARGET, "times": False}, "times"),
             ("attested", {"api_version": "2016"}, "2016"), ("attested", {"api_version": "2018-04-02"}, "2018-04-02"),
             ("fail", {"playbook": "instance: 5oo"}, "is wrong at 11"), ("fail", {"playbook": 500}, ""), ("fail", {}, "playbook"),
             ("fail", {"playbook": "500", "seed": "x"}, "seed"), ("fail", {"playbook": {"a": 1}}, ""),

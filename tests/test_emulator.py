@@ -17,7 +17,7 @@ import warnings
 from unittest import mock
 
 import imds
-from tests.support import FILE, POST, REQUEST, TARGET, Jump, reserved_port, status
+from tests.support import FILE, POST, REQUEST, TARGET, TOKEN, VAULT, Jump, reserved_port, status
 
 WHOLE = REQUEST.replace(b"/compute/name", b"").replace(b"&format=text", b"")
 
@@ -384,6 +384,35 @@ class Threads(Case):
         self.assertEqual(vm.port, port)
         self.assertEqual(vm.get("compute/name"), "avset2")
 
+    def test_a_stop_from_without_waits_for_one_from_within(self):
+        stopped, go_on = threading.Event(), threading.Event()
+        vm = imds.Emulator(log=lambda line: (vm.stop(), stopped.set(), go_on.wait(5))).start()
+        thread = vm._thread
+        self.connect(vm).sendall(REQUEST)
+        self.assertTrue(stopped.wait(5))
+        stopping = in_thread(vm.stop)
+        stopping.join(0.2)
+        self.assertTrue(stopping.is_alive())
+        go_on.set()
+        stopping.join(5)
+        self.assertFalse(stopping.is_alive() or thread.is_alive())
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
+    def test_a_forked_child_that_stops_it(self):
+        vm = self.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a fork with threads
+            child = os.fork()
+        if child == 0:
+            vm._server.shutdown()
+            os._exit(0)
+        os.waitpid(child, 0)
+        self.assertEqual(vm.get("compute/name"), "avset2")
+        begun, until = time.process_time(), time.monotonic() + 0.4
+        while time.monotonic() < until:
+            time.sleep(0.1)
+        self.assertLess(time.process_time() - begun, 0.2)  # its loop does not turn round and round
+
     def test_stop_from_within_and_from_without(self):
         within = threading.Event()
 
@@ -676,6 +705,33 @@ class Fairness(Case):
             self.assertLess(place, 70)
             count = flood.count(b"GET")
             self.until(lambda: len(lines) == count + 1)  # noqa: B023
+
+    def test_who_comes_again_is_not_there_at_once(self):
+        request = ("GET %s HTTP/1.1\r\nHost: localhost\r\nMetadata: true\r\nConnection: close\r\n\r\n" % (
+            TOKEN + VAULT)).encode()
+        got = []
+        with imds.Emulator(rate_limit=1000, log=lambda line: time.sleep(0.002)) as vm:
+            def ask_one_after_another():
+                for _ in range(10):
+                    with socket.create_connection(("127.0.0.1", vm.port), 5) as client:
+                        client.sendall(request)
+                        got.append(status(read_all(client)))
+
+            threads = [in_thread(ask_one_after_another) for _ in range(2)]
+            for thread in threads:
+                thread.join()
+        self.assertEqual(set(got), {200})
+
+    def test_a_client_that_gave_up_is_not_kept(self):
+        with imds.Emulator(faults=["delay 1h huge x3"]) as vm:
+            server = vm._server
+            for _ in range(3):
+                client = self.connect(vm)
+                client.sendall(REQUEST)
+                vm.wait_for("instance/compute/name")
+                client.close()
+            self.until(lambda: len(server.timers) == 3 and not server.connections)
+            self.assertEqual([len(connection.later) for _, _, connection in server.timers], [0, 0, 0])
 
     def test_newcomers_let_others_in(self):
         lines = []

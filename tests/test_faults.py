@@ -481,6 +481,14 @@ class RawClients(OneEmulator):
             late.settimeout(3)
             self.assertTrue(late.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n"))
 
+    def test_few_pieces_of_a_large_answer(self):
+        of = bench({"compute": {"userData": "a" * 1000000}})
+        of.fail("drip")
+        pieces = imds.Conversation(of).receive(
+            ("GET /metadata/instance%s HTTP/1.1\r\nHost: localhost\r\nMetadata: true\r\n\r\n" % V).encode())
+        self.assertEqual((len(pieces), {len(piece) for _, piece in pieces[:-1]}), (65536, {1}))
+        self.assertGreater(len(pieces[-1][1]), 900000)
+
     def test_drip_is_the_whole_answer_in_time(self):
         self.vm.fail("drip")
         client = self.connect()

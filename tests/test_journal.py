@@ -94,6 +94,12 @@ class Requests(unittest.TestCase):
         for name in ("identity", "%69dentity"):
             ask("/metadata/%s/issuecredential%s" % (name, V), verb="POST", body=b'{"attestation_token":"hush"}', of=of)
         self.assertEqual(len(of.requests("identity/issuecredential")), 2)
+        for target in ("/metadata/Identity/x", "/metadata/identi%74y/x%ff", TARGET + "&client_secret=hush&x=1",
+                       TARGET + "&access_token=hush", TARGET + "&sig=hush"):
+            ask(target, verb="POST", body=b"" if "?" in target else b"hush", of=of)
+        for name in ("x-auth", "x-jwt", "x-session-id", "password", "x-identity-header"):
+            ask(TARGET, dict(OK, **{name: "hush"}), of=of)
+        self.assertEqual(len(of.requests(query={"x": "1"})), 1)
         self.assertNotIn("hush", json.dumps([each.as_dict() for each in of.requests()]))
 
     def test_masked_over_http_too(self):
@@ -320,6 +326,14 @@ class Reset(unittest.TestCase):
         for settings in ({"faults": [500]}, {"faults": [None]}, {"schedule": [5]}):
             with self.subTest(settings=settings), self.assertRaises(ValueError):
                 imds.Emulator(**settings)
+
+    def test_what_was_changed_after_it_was_given(self):
+        document, identity = imds.make_vm(), {"name": "web"}
+        vm = imds.Emulator(document, identities=[identity])
+        before = vm.instance, vm.identities
+        document["network"], identity["name"] = 5, "other"
+        vm.reset()
+        self.assertEqual((vm.instance, vm.identities), before)
 
     def test_what_was_given_as_an_iterator(self):
         vm = imds.Emulator(identities=iter(["user:web"]), versions=iter(["2021-02-01"]))
