@@ -4854,12 +4854,12 @@ class _TooMuch(Exception):
 
 def _addresses(host: str, port: int, most: float) -> "List[str]":
     """The addresses of a host, by a thread, for getaddrinfo() has no time-out; ``most``: seconds."""
-    import socket
-    import threading
-
     host = host.strip("[]")
     if re.match(r"[\d.]+\Z|.*:", host):
         return [host]
+    import socket
+    import threading
+
     found: "List[Any]" = []
 
     def ask() -> None:
