@@ -1793,7 +1793,8 @@ def parse_target(target: str) -> "Target":
             query[name] = value
     except ValueError:
         names, problem = tuple(filter(None, raw_path.split("/"))), "target"
-    names = tuple(name.lower() if name.lower() == "metadata" else name for name in names[:1]) + names[1:]
+    if names and names[0].lower() == "metadata":
+        names = ("metadata",) + names[1:]
     for size in (2, 3, 4) if names[:1] == ("metadata",) else ():
         if "/".join(names[1:size]) in ENDPOINTS:
             return Target(names, "/".join(names[1:size]), names[size:], query, problem)
@@ -2392,7 +2393,7 @@ JOURNAL_SIZE = 10000  # exchanges
 # What the journal masks: a header or a parameter of a query with one of these in its name.
 SECRET_HEADER = ("auth|assertion|bearer|cookie|credential|csrf|identity-header|jwt|key|passw|pwd|secret|session|sig"
                  "|token")
-SECRET_PARAMETER = r"(?i)([?&][^=&]*(?:assertion|passw|secret|sig|token)[^=&]*=)[^&]+"
+SECRET_PARAMETER = "([?&][^=&]*(?:[Aa]ssertion|[Pp]assw|[Ss]ecret|[Ss]ig|[Tt]oken)[^=&]*=)[^&]+"
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
 LAST_CLOCK = 32503679999  # the end of the year 2999; Windows goes little further
@@ -3047,7 +3048,7 @@ def masked(exchange: "Exchange") -> "Exchange":
     if re.search(SECRET_PARAMETER, request.target):
         request = request._replace(target=re.sub(SECRET_PARAMETER, r"\1(masked)", request.target))
     if b'"access_token"' in response.body[:32]:
-        response = response._replace(body=re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body))
+        response = response._replace(body=re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body, count=1))
     if len(request.body) + len(request.target) + len(names) + sum(map(len, request.headers.values())) > MAX_KEPT:
         headers = {name[:200]: value[:200] for name, value in list(request.headers.items())[:50]}
         request = request._replace(target=request.target[:8192], headers=headers, body=request.body[:4096])
