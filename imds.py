@@ -2390,7 +2390,7 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
-# What the journal masks: a header or a parameter of a query with one of these in its name.
+# What the journal masks: headers with one of these in their names, and parameters of a query with a like name.
 SECRET_HEADER = ("auth|assertion|bearer|cookie|credential|csrf|identity-header|jwt|key|passw|pwd|secret|session|sig"
                  "|token")
 SECRET_PARAMETER = "([?&][^=&]*(?:[Aa]ssertion|[Pp]assw|[Ss]ecret|[Ss]ig|[Tt]oken)[^=&]*=)[^&]+"
@@ -2875,8 +2875,8 @@ def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
     for key, text in texts.items():
         kind = kinds.get(key)  # a type, or a string with one
         try:
-            arguments[key] = text if kind in (str, "Optional[str]") else json.loads(text)
-        except (ValueError, RecursionError):
+            arguments[key] = text if kind in (str, "Optional[str]") else load_json(text.encode())
+        except ValueError:
             arguments[key] = (text.split(",") if "Iterable[str]" in str(kind)
                               else [text] if "Iterable" in str(kind) else text)
     return arguments

@@ -91,7 +91,7 @@ class Doors(unittest.TestCase):
         for verb, name, status, word in (
             ("GET", "schedule", 405, "POST it"), ("GET", "reset", 405, "POST it"), ("GET", "advance?seconds=5", 405, "POST it"),
             ("GET", "identities?identities=user:x", 400, "POST them"), ("GET", "load_balancer?load_balancer=true", 400, "POST them"),
-            ("GET", "instance?vm=0", 200, None),
+            ("GET", "instance?vm=0", 200, None), ("GET", "requests?since=" + "[" * 7000, 400, "since"),
             ("PUT", "reset", 405, "POST it"), ("DELETE", "instance", 405, "POST it"), ("POST", "instance", 200, None),
             ("GET", "nonsense", 400, "operation"), ("POST", "respond", 400, "operation"), ("POST", "_restart", 400, "operation"),
             ("POST", "", 400, "operation"), ("POST", "operate", 400, "operation"), ("POST", "__class__", 400, "operation"),
