@@ -5198,11 +5198,14 @@ def _text_differs(pattern: str, reply: "Reply") -> str:
 
 
 def _listing_differs(pattern: str, reply: "Reply") -> str:
-    why, lines = _text_differs(pattern, reply), reply.text[:65536].split("\n")
+    why = _text_differs(pattern, reply)
+    if why:
+        return why
+    lines = reply.text.split("\n")
     missing = set(format_text(_shown_at(reply)).split("\n")).difference(lines)
     names = [line.rstrip("/") for line in lines]
     in_order = names == sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
-    return why or (missing and "lacks " + ", ".join(sorted(missing))) or ("" if in_order else "not in order")
+    return "lacks " + ", ".join(sorted(missing)) if missing else "" if in_order else "not in order"
 
 
 def _header_differs(name: str, pattern: str, reply: "Reply") -> str:
@@ -5235,13 +5238,14 @@ def _events_differ(reply: "Reply") -> str:
 
 def _balance_differs(reply: "Reply") -> str:
     why = _object_differs({"loadbalancer": ""}, reply)
-    rules = {} if why else parsed_or_none(reply.data)["loadbalancer"]
+    if why:
+        return why
+    rules, wanted = parsed_or_none(reply.data)["loadbalancer"], balance_fields()
     try:
         check_load_balancer({"loadbalancer": rules})
     except ValueError as error:
         return str(error)
-    return why or ("" if list(rules) == list(balance_fields()) else "names %s, not %s" % (
-        ", ".join(rules), ", ".join(balance_fields())))
+    return "" if list(rules) == list(wanted) else "names %s, not %s" % (", ".join(rules), ", ".join(wanted))
 
 
 SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what returns how a reply differs, or ""
