@@ -1773,9 +1773,10 @@ Request.__new__.__defaults__ = (b"", "HTTP/1.1")  # namedtuple takes defaults fr
 # whether the same request would be answered the same, but for Date and x-ms-request-id, as long as nothing changes.
 Response = collections.namedtuple("Response", "status headers body rule repeats")
 
-# A target taken apart. names: of its path; endpoint: the key of ENDPOINTS that they begin with, or None; rest: the
-# names below it; query: dict; problem: the key of REFUSALS if the target alone is refused, or None.
-Target = collections.namedtuple("Target", "names endpoint rest query problem")
+# A target taken apart. names: of its path; endpoint: the key of ENDPOINTS that they begin with, or None; row: that row,
+# or NO_ENDPOINT; rest: the names below it; query: dict; problem: the key of REFUSALS if the target alone is refused, or
+# None.
+Target = collections.namedtuple("Target", "names endpoint row rest query problem")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1796,9 +1797,10 @@ def parse_target(target: str) -> "Target":
     if names and names[0].lower() == "metadata":
         names = ("metadata",) + names[1:]
     for size in (2, 3, 4) if names[:1] == ("metadata",) else ():
-        if "/".join(names[1:size]) in ENDPOINTS:
-            return Target(names, "/".join(names[1:size]), names[size:], query, problem)
-    return Target(names, None, names[1:], query, problem)
+        endpoint = "/".join(names[1:size])
+        if endpoint in ENDPOINTS:
+            return Target(names, endpoint, ENDPOINTS[endpoint], names[size:], query, problem)
+    return Target(names, None, NO_ENDPOINT, names[1:], query, problem)
 
 
 def _decode(text: str) -> str:
@@ -1806,6 +1808,11 @@ def _decode(text: str) -> str:
     if "\0" in decoded:
         raise ValueError("a NUL is in %r" % text)
     return decoded
+
+
+def content_type_of(refusal: str) -> str:
+    """The type of a refusal's body."""
+    return next(kind for start, kind in CONTENT_TYPES.items() if refusal.startswith(start))
 
 
 class Rejection(Exception):
@@ -2075,7 +2082,7 @@ class Service:
     def _answer(self, request: "Request", asked: "Target") -> "Tuple[str, bytes]":
         """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
         endpoint, query, headers = asked.endpoint, asked.query, request.headers
-        row, inside = ENDPOINTS.get(endpoint, NO_ENDPOINT), asked.names[:1] == ("metadata",)
+        inside = asked.names[:1] == ("metadata",)
         if self.in_2018 and "/metadata" not in urllib.parse.unquote(request.target):  # there it is case-sensitive
             inside = False
         if self.is_foreign(request):
@@ -2084,7 +2091,7 @@ class Service:
             value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
         if request.verb == "HEAD" and not (inside and self.in_2018):
             raise Rejection("head")
-        if request.verb not in row.verbs:
+        if request.verb not in asked.row.verbs:
             raise Rejection("verb" if inside else "outside-verb")
         if not inside:
             return self._outside(request, asked.names, has_header)
@@ -2096,7 +2103,7 @@ class Service:
             raise Rejection("forwarded")
         if asked.problem:
             raise Rejection(asked.problem)
-        self._check_version(endpoint, row.since, query.get("api-version"))
+        self._check_version(asked)
         page = self._page(asked, request)
         if request.verb == "POST" and endpoint != "scheduledevents":
             raise Rejection("verb")
@@ -2125,17 +2132,19 @@ class Service:
         self._identity_requests += 1
         return not self._identity_bucket.take(self.clock()) or self._identity_requests > IDENTITY_AT_ONCE
 
-    def _check_version(self, endpoint: "Optional[str]", first: "Optional[str]", version: "Optional[str]") -> None:
+    def _check_version(self, asked: "Target") -> None:
+        first, version = asked.row.since, asked.query.get("api-version", "")
         if first is None:
             return
-        served = self._event_versions if endpoint == "scheduledevents" else self._answered
-        if version in served and str(version) >= first:
+        of_events = asked.endpoint == "scheduledevents"
+        served = self._event_versions if of_events else self._answered
+        if version in served and version >= first:
             return
-        if version in served or endpoint == "scheduledevents" and re.match(DATE, version or ""):
+        if version in served or of_events and re.match(DATE, version):
             raise Rejection("version-of-another")  # the endpoint came later, or has versions of its own
         if not self.in_2018:
             raise Rejection("version")
-        raise Rejection("version-missing-2018" if version is None else "version-unknown-2018")
+        raise Rejection("version-unknown-2018" if "api-version" in asked.query else "version-missing-2018")
 
     def _page(self, asked: "Target", request: "Request") -> "Tuple[str, bytes]":
         """The content type and body of what a target shows: first its path, then its format."""
@@ -2146,7 +2155,7 @@ class Service:
                 return self._pages[key]
         elif asked.rest:
             raise Rejection("path")
-        node = getattr(self, ENDPOINTS.get(endpoint, NO_ENDPOINT).answer)(asked, request)
+        node = getattr(self, asked.row.answer)(asked, request)
         forms = ("json", "text") if endpoint in ("instance", "versions", None) else ("json",)
         if form not in forms:
             raise Rejection("format", form)
@@ -2345,10 +2354,9 @@ class Service:
                          for name, word in words.items()}
                 words["newest"] = format_json(self.versions[:-4:-1])
                 body = re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
-        content_type = next(kind for start, kind in CONTENT_TYPES.items() if body.startswith(start))
-        response = self._response(status, content_type, body.encode(), rule, request)
+        response = self._response(status, content_type_of(body), body.encode(), rule, request)
         if request is not None and status == 405:
-            response.headers.append(("Allow", ", ".join(ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).verbs)))
+            response.headers.append(("Allow", ", ".join(asked.row.verbs)))
         return response
 
     def _response(
@@ -3153,7 +3161,7 @@ LINT = {
               or {"via", "x-forwarded-for"}.intersection(each.request.headers))),
     "no-api-version": LintRule(
         "each request names an api-version", "documented", INSTANCE,
-        _each(lambda each, asked: asked.endpoint and ENDPOINTS[asked.endpoint].since and each.rule != "metadata"
+        _each(lambda each, asked: asked.endpoint and asked.row.since and each.rule != "metadata"
               and not asked.query.get("api-version"))),
     "old-api-version": LintRule(
         "newer versions than one of three years ago say more; old ones may answer slowly", "observed", REPORTS,
@@ -4568,8 +4576,8 @@ class Client:
     def _whole(self, target: str, call: "_Call") -> "Reply":
         """The answer to a target, to which an api-version is added if it needs one and has none."""
         path, _, query = target.partition("?")
-        endpoint = parse_target(path).endpoint
-        if endpoint is None or ENDPOINTS[endpoint].since is None or "api-version=" in query:
+        asked = parse_target(path)
+        if asked.endpoint is None or asked.row.since is None or "api-version=" in query:
             return self._ask(target, call)
         return self._ask_newest(path, query, call)
 
@@ -4915,7 +4923,7 @@ def _judged(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
 def _since_when(url: str) -> str:
     """Since when there is what was asked for at a version before it, or ""."""
     asked = parse_target(url)
-    first = ENDPOINTS.get(asked.endpoint, NO_ENDPOINT).since
+    first = asked.row.since
     if asked.rest:  # below other endpoints there is nothing
         first = since("/".join(asked.rest)) if asked.endpoint == "instance" else None
     return "it is there since api-version " + first if first and asked.query.get("api-version", first) < first else ""
@@ -5130,7 +5138,7 @@ def judge(check_row: "Check", reply: "Reply") -> str:
         text = text.replace("$newest", format_json(newest_first))
     if check_row.verb != "HEAD" and reply.data != text.encode():
         return "body %r, not %r" % (reply.text[:200], text[:200])
-    kind = next(kind for start, kind in CONTENT_TYPES.items() if text.startswith(start)).partition(";")[0]
+    kind = content_type_of(text).partition(";")[0]
     return "" if reply.content_type == kind else "type %r, not %s" % (reply.content_type, kind)
 
 
@@ -5296,7 +5304,7 @@ def verify(
         target = row.target.replace("VERSION", max(named or [NEWEST]))
         asked, has_shape = parse_target(target), row.expected in SHAPES
         version = asked.query.get("api-version", "")
-        added = ENDPOINTS[asked.endpoint].since if asked.endpoint and has_shape else None
+        added = asked.row.since if asked.endpoint and has_shape else None
         if offered and version in VERSIONS and (version not in offered or added and version < added):
             yield row, "can't tell", "this service does not offer " + (version if version not in offered else "it yet")
             continue
@@ -6055,7 +6063,7 @@ def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, Any]":
 
 def _run_serve(options: "Any") -> None:
     if options.help_situations:
-        _print(inspect_playbooks())
+        _print(playbook_help())
         return
     if options.reload and options.document in (None, "-"):
         raise ValueError("--reload goes with a file")
@@ -6079,7 +6087,7 @@ def _run_serve(options: "Any") -> None:
         log.close()
 
 
-def inspect_playbooks() -> str:
+def playbook_help() -> str:
     """How a playbook is written, and the situations that have a name."""
     lines = ["--fault '[WHERE:] STEP, STEP, ...': one step for each request that matches, then all is well again.", "",
              "WHERE     instance, identity, scheduledevents, POST scheduledevents, ...: a path below /metadata",
