@@ -3347,13 +3347,14 @@ MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
 MAX_CHUNKS = 1024  # of a body
 MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # answers in a row, and bytes, before it is the turn of other clients
 MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer a Moment keeps; how many answers it keeps
+MAX_AT_ONCE = 8 * 1024  # bytes of an answer that surely reach a client before whatever it sends by mistake
 DRIP_TIME = 0.02  # seconds between two bytes of the fault "drip"
 HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-# An answer that a Moment keeps: its bytes before and after the x-ms-request-id, Conversation.ending, and the Exchange.
-Kept = collections.namedtuple("Kept", "before after ending exchange")
+# An answer that a Moment keeps: its bytes before and after the x-ms-request-id; then as in Conversation; the Exchange.
+Kept = collections.namedtuple("Kept", "before after ending lingers exchange")
 
 
 def parse_head(head: bytes) -> "Request":
@@ -3395,13 +3396,14 @@ class Conversation:
     """HTTP with one client.
 
     ``ending``: "" while it goes on, or what the connection does once all is sent: "close", "reset", or "hang" until the
-    client closes it. ``in_request``: a request has begun and is not complete. ``pending``: more requests may be
-    complete, and ``receive()`` with no data answers them.
+    client closes it. ``lingers``: before it closes, what the client may still send is to be read; left unread, it would
+    reset the connection, and the answer could be lost. ``in_request``: a request has begun and is not complete.
+    ``pending``: more requests may be complete, and ``receive()`` with no data answers them.
     """
 
     def __init__(self, bench: "Bench", peer: str = "127.0.0.1") -> None:
         self._bench, self._peer, self._unread = bench, peer, bytearray()
-        self.ending, self.in_request, self.pending = "", False, False
+        self.ending, self.lingers, self.in_request, self.pending = "", False, False, False
         self._machine, self._line = self._run(), ""  # the line of the request that is being read
         self._exchange: "Any" = None  # the last one
 
@@ -3412,7 +3414,7 @@ class Conversation:
             moment = self._bench.moment()
             kept = moment.answers.get(data)
             if kept is not None:
-                self.ending = kept.ending
+                self.ending, self.lingers = kept.ending, kept.lingers
                 number = self._bench.repeat(kept.exchange, self._peer)
                 return [(0, kept.before + number.encode() + kept.after if kept.after else kept.before)]
         self._unread += data
@@ -3450,7 +3452,7 @@ class Conversation:
         if exchange.response.repeats and len(moment.answers) < MAX_ANSWERS:
             number = dict(exchange.response.headers).get("x-ms-request-id", "").encode()
             before, _, after = reply.partition(number) if number else (reply, b"", b"")
-            moment.answers[data] = Kept(before, after, self.ending, masked(exchange))
+            moment.answers[data] = Kept(before, after, self.ending, self.lingers, masked(exchange))
 
     def time_out(self) -> "List[Tuple[float, bytes]]":
         """Refuse a request that takes too long; return what to send."""
@@ -3563,9 +3565,11 @@ class Conversation:
         wish = [word.strip(" \t") for word in request.headers.get("connection", "").lower().split(",")]
         over = "keep-alive" not in wish if request.version == "HTTP/1.0" else "close" in wish
         exchange = self._exchange = self._bench.respond(request, self._peer)
-        self.ending = "close" if over or exchange.rule == "denied" else ""
-        connection = self.ending or ("keep-alive" if request.version == "HTTP/1.0" else "")
+        over = over or exchange.rule == "denied"
+        connection = "close" if over else "keep-alive" if request.version == "HTTP/1.0" else ""
         data = format_response(exchange.response, request.verb != "HEAD", connection)
+        if over:
+            self.ending, self.lingers = "close", bool(request.body or self._unread) or len(data) > MAX_AT_ONCE
         return self._spoiled(exchange, data) if exchange.fault else [(0, data)]
 
     def _spoiled(self, exchange: "Exchange", data: bytes) -> "List[Tuple[float, bytes]]":
@@ -3588,7 +3592,7 @@ class Conversation:
         self._exchange = self._bench.refuse(rule, line, self._peer)
         with_body = not line.startswith("HEAD ")
         self._unread.clear()
-        self.ending, self.in_request = "close", False
+        self.ending, self.lingers, self.in_request = "close", True, False
         return [(0, format_response(self._exchange.response, with_body, "close"))]
 
 
@@ -3606,16 +3610,16 @@ MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512
 
 
 class _Connection:
-    """A client's socket and Conversation. unsent: bytes to send now; since: when its time-out began; blocked: it waits
-    to send; lingering: all is sent, and the client is to close."""
+    """A client's socket and Conversation. unsent: bytes to send now; since: when its time-out began; awaited: what the
+    selector waits for; lingering: all is sent, and the client is to close."""
 
-    __slots__ = ("socket", "conversation", "unsent", "later", "since", "blocked", "lingering")
+    __slots__ = ("socket", "conversation", "unsent", "later", "since", "awaited", "lingering")
 
     def __init__(self, client: "Any", conversation: "Conversation", now: float) -> None:
         self.socket, self.conversation, self.since = client, conversation, now
         self.unsent = b""
         self.later: "Any" = collections.deque()  # (seconds after the piece before it, bytes)
-        self.blocked = self.lingering = False
+        self.awaited, self.lingering = 0, False
 
     def is_busy(self) -> bool:
         conversation = self.conversation
@@ -3728,15 +3732,24 @@ def _server_class() -> "Any":
                     break
                 try:
                     client.setblocking(False)
-                    connection = _Connection(client, Conversation(self.bench, address[0]), self.now)
-                    self.selector.register(client, READ, connection)
-                    self.connections.add(connection)
-                    newcomers.append(connection)
-                except (OSError, ValueError):  # the client is gone already (on macOS)
+                except OSError:  # the client is gone already (on macOS)
                     client.close()
+                    continue
+                newcomers.append(_Connection(client, Conversation(self.bench, address[0]), self.now))
+            self.connections.update(newcomers)
             self.bench.service.new_turn()  # who was answered in this one may have come back
-            for connection in newcomers:  # most have sent their request by now
-                self.guard(connection, self.serve)
+            for connection in newcomers:
+                self.guard(connection, self.serve)  # most have sent their request by now, and many need no more
+                self.guard(connection, self.wait_for)
+
+        def wait_for(self, connection: "_Connection") -> None:
+            """Wait until the client sends or, while there is something to send, until it reads."""
+            events = WRITE if connection.unsent else READ
+            if not connection.awaited:
+                self.selector.register(connection.socket, events, connection)
+            elif connection.awaited != events:
+                self.selector.modify(connection.socket, events, connection)
+            connection.awaited = events
 
         def make_room(self) -> bool:
             """Drop the connection that is idle for longest; if none is, stop accepting for now."""
@@ -3816,9 +3829,8 @@ def _server_class() -> "Any":
                 if connection.unsent:
                     connection.since = self.now if sent else connection.since
                     break
-            if bool(connection.unsent) != connection.blocked:  # read no more from a client that does not read
-                connection.blocked = not connection.blocked
-                self.selector.modify(connection.socket, WRITE if connection.blocked else READ, connection)
+            if connection.unsent or connection.awaited == WRITE:  # read no more from a client that does not read
+                self.wait_for(connection)
             if not connection.unsent and not later:
                 if connection.conversation.ending:
                     self.end(connection)
@@ -3826,12 +3838,13 @@ def _server_class() -> "Any":
                     self.pending.append(connection)
 
         def end(self, connection: "_Connection") -> None:
-            ending = connection.conversation.ending
+            ending, lingers = connection.conversation.ending, connection.conversation.lingers
             if ending == "reset":
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if ending == "reset" or ending == "close" and not lingers:
                 self.drop(connection)
                 return
-            if ending == "close":  # to close it with unread data would reset it, and lose the answer
+            if ending == "close":
                 connection.socket.shutdown(socket.SHUT_WR)
             connection.lingering, connection.since = True, self.now
 
@@ -3847,7 +3860,8 @@ def _server_class() -> "Any":
             if connection in self.connections:
                 self.connections.discard(connection)
                 connection.later.clear()  # a timer may keep the connection for long
-                self.selector.unregister(connection.socket)
+                if connection.awaited:
+                    self.selector.unregister(connection.socket)
                 connection.socket.close()
                 self.accept_again()
 

@@ -634,6 +634,24 @@ class Connections(Case):
                 client.sendall(b"\r\n")
                 self.assertGreater(len(read_all(client)), 3000000)
 
+    def test_a_connection_ends_at_once_only_if_no_answer_can_be_lost(self):
+        head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nMetadata: true\r\n"
+        leaf = head % b"/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+        large = head % b"/metadata/instance/compute/userData?api-version=2021-02-01&format=text"
+        for request, size, lingers in (
+            (leaf + b"\r\n", 6, False), (leaf + b"\r\n", 6, False), (leaf + b"\r\n\r\n", 6, True),
+            (leaf + b"\r\n" + REQUEST, 6, True), (leaf + b"Content-Length: 1\r\n\r\na", 6, True),
+            (large + b"\r\n", 9000, True), (large + b"\r\n", 9000, True), (REQUEST[:-4] + b"\r\nX Y\r\n\r\n", None, True),
+        ):
+            with self.subTest(request=request), imds.Emulator({"compute": {"name": "avset2", "userData": "a" * 9000}}) as vm:
+                client = self.connect(vm)
+                client.sendall(request)
+                reply = read_all(client)
+                self.assertEqual(len(reply.partition(b"\r\n\r\n")[2]), size or 26)
+                self.poke(vm)
+                ended = [each for each in vm._server.connections if each.conversation.ending]
+                self.assertEqual([each.lingering for each in ended], [True] * lingers)
+
     def test_who_goes_while_a_delayed_answer_is_to_be_the_last_is_forgotten(self):
         for fault in ("delay 100ms hang", "delay 100ms cut"):
             with self.subTest(fault=fault), imds.Emulator(faults=[fault]) as vm:
