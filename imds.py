@@ -94,7 +94,7 @@ VERSIONS = {
     "2017-10-01": "",
     "2017-12-01": "compute{vmScaleSetName:name zone:word}",
     "2018-02-01": "",
-    "2018-04-02": "compute{plan{name:plan product:plan publisher:plan} publicKeys[{keyData:key path:file}]}",
+    "2018-04-02": "compute{plan{name:image product:image publisher:image} publicKeys[{keyData:key path:file}]}",
     "2018-10-01": "compute{azEnvironment:word provider:word}",
     "2019-02-01": "compute{customData:data}",
     "2019-03-11": "compute{resourceId:id}",
@@ -995,15 +995,20 @@ def split_document(document: "Any") -> "Dict[str, Any]":
     None, a missing instance {}. Raises ValueError."""
     check(document, dict, "instance")
     check_plain(document, "it")
-    parts: "Dict[str, Any]" = dict.fromkeys(PARTS)
-    parts.update(document if set(PARTS).intersection(document) else {"instance": document})
+    parts: "Dict[str, Any]" = dict(dict.fromkeys(PARTS), **given_parts(document))
     parts["instance"] = {} if parts["instance"] is None else parts["instance"]
-    unknown = sorted(set(parts).difference(PARTS))
-    if unknown:
-        raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
     for name, check_part in CHECKS.items():
         if parts[name] is not None:
             check_part(check(parts[name], dict, name))
+    return parts
+
+
+def given_parts(document: "Mapping[str, Any]") -> "Mapping[str, Any]":
+    """The parts of a whole VM that are there, or of an instance document alone. Raises ValueError."""
+    parts = document if set(PARTS).intersection(document) else {"instance": document}
+    unknown = sorted(set(parts).difference(PARTS))
+    if unknown:
+        raise ValueError("a VM has %s, not %s" % (", ".join(PARTS), ", ".join(unknown)))
     return parts
 
 
@@ -1243,7 +1248,7 @@ def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str,
 # Values of the kind `word` that the platform sets, not a user, in lower case. Numbers are public there, too.
 PUBLIC_WORDS = frozenset("""
     true false linux windows microsoft.compute azurepubliccloud azureusgovernmentcloud azurechinacloud
-    azuregermancloud azurestack none readonly readwrite fromimage empty attach copy restore upload import
+    azuregermancloud azurestack ussec usnat none readonly readwrite fromimage empty attach copy restore upload import
     standard_lrs standard_zrs standardssd_lrs standardssd_zrs premium_lrs premium_zrs premiumv2_lrs ultrassd_lrs local
     cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low spot deallocate delete edgezone
     windows_client windows_server rhel_byos rhel_base rhel_eus rhel_els_6 rhel_sapapps rhel_sapha rhel_basesapapps
@@ -1252,22 +1257,24 @@ PUBLIC_WORDS = frozenset("""
     """.split() + [each.lower() for each in EVENT_TYPES])
 REGIONS = frozenset("""
     australiacentral australiacentral2 australiaeast australiasoutheast austriaeast belgiumcentral brazilsouth
-    brazilsoutheast canadacentral canadaeast centralindia centralus centraluseuap chilecentral chinaeast chinaeast2
-    chinaeast3 chinanorth chinanorth2 chinanorth3 denmarkeast eastasia eastus eastus2 eastus2euap francecentral
-    francesouth germanycentral germanynorth germanynortheast germanywestcentral indonesiacentral israelcentral
-    italynorth japaneast japanwest jioindiacentral jioindiawest koreacentral koreasouth malaysiawest mexicocentral
-    newzealandnorth northcentralus northeurope norwayeast norwaywest polandcentral qatarcentral southafricanorth
-    southafricawest southcentralus southeastasia southindia spaincentral swedencentral swedensouth switzerlandnorth
-    switzerlandwest taiwannorth uaecentral uaenorth uksouth ukwest usdodcentral usdodeast usgovarizona usgoviowa
-    usgovtexas usgovvirginia uscentral useast useast2 uswest uswest2 uswest3 westcentralus westeurope westindia westus
+    brazilsoutheast brazilus canadacentral canadaeast centralindia centralus centraluseuap chilecentral chinaeast
+    chinaeast2 chinaeast3 chinanorth chinanorth2 chinanorth3 denmarkeast eastasia eastus eastus2 eastus2euap
+    francecentral francesouth germanycentral germanynorth germanynortheast germanywestcentral indonesiacentral
+    israelcentral israelnorthwest italynorth japaneast japanwest jioindiacentral jioindiawest koreacentral koreasouth
+    malaysiawest mexicocentral newzealandnorth northcentralus northeurope norwayeast norwaywest polandcentral
+    qatarcentral southafricanorth southafricawest southcentralus southeastasia southindia spaincentral swedencentral
+    swedensouth switzerlandnorth switzerlandwest taiwannorth taiwannorthwest uaecentral uaenorth uksouth ukwest
+    uscentral usdodcentral usdodeast useast useast2 usgovarizona usgoviowa usgovtexas usgovvirginia usnateast
+    usnatwest usseceast ussecwest ussecwestcentral uswest uswest2 uswest3 westcentralus westeurope westindia westus
     westus2 westus3""".split())
-GALLERY_IDS = ("id", "communityGalleryImageId", "sharedGalleryImageId")
+IMAGE_WORDS = ("publisher", "offer", "sku")
 # Who publishes images for everybody. The name of any other image could tell whose VM it is.
 PUBLISHERS = frozenset("""
-    almalinux azuredatabricks azureopenshift canonical center-for-internet-security-inc coreos credativ debian kinvolk
-    microsoft-ads microsoft-aks microsoft-dsvm microsoft-hpc microsoftcblmariner microsoftsharepoint microsoftsqlserver
-    microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver microsoftwindowsserverhpcpack nvidia openlogic
-    oracle redhat redhat-limited resf suse
+    almalinux azuredatabricks azureopenshift canonical center-for-internet-security-inc coreos credativ debian
+    erockyenterprisesoftwarefoundationinc1653071250513 kali-linux kinvolk microsoft-ads microsoft-aks
+    microsoft-azure-batch microsoft-dsvm microsoft-hpc microsoftcblmariner microsoftostc microsoftsharepoint
+    microsoftsqlserver microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver
+    microsoftwindowsserverhpcpack nvidia openlogic oracle redhat redhat-limited resf suse thefreebsdfoundation
     """.split())
 RESOURCE_TYPES = frozenset("""
     artifacttypes availabilitysets capacityreservationgroups communitygalleries diskencryptionsets disks extensions
@@ -1278,10 +1285,12 @@ RESOURCE_TYPES = frozenset("""
 RESOURCE_PROVIDERS = frozenset(
     "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
 PUBLIC_FOLDERS = frozenset(["home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
-VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|NCC?|ND|NG|NP|NV|PB)[0-9]{1,4}"
-           r"(?:-[0-9]{1,3})?[abdeilmnoprstx]{0,6}(?:_(?:cc|[AHTV][0-9]{1,3}|GH200|MI300X|NDR_GB[23]00"
-           r"|xl_RTXPRO6000BSE|[0-9]{1,2}))?(?:_v[0-9]{1,2})?(?:_Promo)?\Z")
+VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|NCC?|ND|NG|NM|NP|NV|PB)[0-9]{1,4}"
+           r"(?:-[0-9]{1,3})?[abdeilmnoprstx]{0,6}(?:_(?:cc|(?:flex_)?[AHTV][0-9]{1,3}|GH200|MI300X|MA35D"
+           r"|(?:NDR_)?GB[23]00|xl_RTXPRO6000BSE|[0-9]{1,2}))?(?:_v[0-9]{1,2})?(?:_Promo)?\Z")
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
+DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}|_lun_[0-9]{1,2}_[0-9]{1,2}"
+             r"|_[0-9]{1,3}(?=_))(?:_([0-9a-f]{32}))?\Z")
 PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
 
@@ -1290,8 +1299,7 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     replaces all that no table calls public; equal values of one kind get the same stand-in. The attested document
     is left out: its signature can't be redacted. Raises ValueError."""
     check_plain(check(vm, dict, "the VM"), "the VM")
-    vm = json.loads(json.dumps(vm))  # tuples are lists
-    parts = vm if set(PARTS).intersection(vm) else {"instance": vm}
+    parts = given_parts(json.loads(json.dumps(vm)))  # tuples are lists
     redactor = _Redactor(parts)
     return {part: redactor.clean(parts[part], everything() if part == "instance" else fields(PARTS[part]))
             for part in PARTS if part in parts and part != "attested"}
@@ -1305,29 +1313,25 @@ class _Redactor:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
         self._networks: "Dict[Any, Any]" = {}  # subnet -> its stand-in
         self._next_network = 0x0A100000  # 10.16.0.0
-        self._published: "set[str]" = set()  # publisher, offer and sku of images from PUBLISHERS, in lower case
-        scale_set = ("instance", "compute", "vmScaleSetName")
-        self._set = str(find(parts, scale_set) or "") if has(parts, scale_set) else ""
+        compute = _object(_object(parts.get("instance")).get("compute"))
+        self._published = _published(compute)
+        self._set = str(compute.get("vmScaleSetName") or "")
         self._place(parts.get("instance"), everything())  # first, for address() needs it
         self._prefixes = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
-    def clean(self, node: "Any", shown: "Any", published: bool = False) -> "Any":
-        """``node`` redacted along the template ``shown`` (None: no table knows it); ``published``: see PUBLISHERS."""
+    def clean(self, node: "Any", shown: "Any") -> "Any":
+        """``node`` redacted along the template ``shown`` (None: no table knows it)."""
         if isinstance(node, dict):
             inner = shown if isinstance(shown, dict) else {}
             if "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
                 inner = inner["loadbalancer"]
-            published = str(node.get("publisher", "")).lower() in PUBLISHERS and not any(
-                map(node.get, GALLERY_IDS))  # in a gallery, the owner chooses the words
-            if published:
-                self._published.update(str(node.get(name, "")).lower() for name in ("publisher", "offer", "sku"))
             network = self._networks.get(_network(node) if "prefix" in inner else None)
             return {name if name in inner else self.number("field", name):
                     str(network.network_address) if network and name == "address" else
-                    self.clean(child, inner.get(name), published) for name, child in node.items()}
+                    self.clean(child, inner.get(name)) for name, child in node.items()}
         if isinstance(node, list):
             item = shown[0] if isinstance(shown, list) else shown if isinstance(shown, Field) else None
-            return [self.clean(child, item, published) for child in node]
+            return [self.clean(child, item) for child in node]
         if node is None or node == "" or isinstance(node, bool):
             return node
         if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity as text
@@ -1340,9 +1344,8 @@ class _Redactor:
         if isinstance(node, int) and -1 <= node < most:
             return node
         if not isinstance(node, str):
-            return type(node)(max(most, 1000) + int(self.number("number", str(node), "%d")))
-        if kind in ("image", "version") and published:
-            return node
+            first = max(most, 1000)
+            return type(node)(first + int(self.number("from %d" % first, str(node), "%d")))
         return str(getattr(self, kind)(node))
 
     def number(self, kind: str, value: str, form: str = "") -> str:
@@ -1367,11 +1370,8 @@ class _Redactor:
         return ";".join((tag and self.tag(tag)) + colon + (value and self.value(value)) for tag, colon, value in pairs)
 
     def image(self, value: str) -> str:
-        return value if value == "latest" else self.number("image", value.lower())
-
-    def plan(self, value: str) -> str:
-        """As an image, so that it still shows whether a plan is that of the image."""
-        return value if value.lower() in self._published else self.image(value)
+        is_public = value == "latest" or value.lower() in self._published
+        return value if is_public else self.number("image", value.lower())
 
     def version(self, value: str) -> str:
         return value if re.match(r"[0-9]+(?:\.[0-9]+){1,4}\Z", value) else self.image(value)
@@ -1388,16 +1388,22 @@ class _Redactor:
     def name(self, value: str) -> str:
         """Keep the case of a GUID; of any other name keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX
         only "web" and HEX are replaced. After the name of the VM's scale set, numbers may be longer."""
+        disk = re.match(DISK_NAME, value)
+        if not disk:
+            return self._own_name(value)
+        vm, suffix, code = disk.groups("")
+        return self._own_name(vm) + suffix + (code and "_" + self.number("hex", code.lower(), "%032x"))
+
+    def _own_name(self, value: str) -> str:
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
-        in_set = r"(%s)(_[0-9]{1,5}|00[0-9A-Z]{4})()\Z" % re.escape(self._set)
-        found = self._set and re.match(in_set, value, re.I) or re.match(
-            r"(.+?)((?:_OsDisk|_DataDisk|_disk)?_[0-9]{1,3}|0000[0-9A-Z]{2})(?:_([0-9a-f]{32}))?\Z", value, re.S | re.I)
-        if not found or found.group(1).isdigit():
-            return self.number("name", value.lower())
-        unique = "_" + self.number("hex", found.group(3).lower(), "%032x") if found.group(3) else ""
-        return self.number("name", found.group(1).lower()) + found.group(2) + unique
+        in_set = self._set and re.match(r"(?i:%s)(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % re.escape(self._set), value)
+        if in_set:
+            return self._own_name(self._set) + in_set.group(1)
+        found = re.match(r"(?s)(.+?)(_[0-9]{1,3}|0000[0-9A-Z]{2})\Z", value)
+        base, suffix = found.groups() if found and not found.group(1).isdigit() else (value, "")
+        return self.number("name", base.upper()) + suffix  # upper case, as EventIds are compared
 
     guid = name  # either may stand where the other is expected
 
@@ -1493,6 +1499,8 @@ class _Redactor:
             address = ipaddress.ip_address(value)
         except ValueError:
             return self.value(value)
+        if address.version == 6 and address.ipv4_mapped:
+            return "::ffff:" + self.address(str(address.ipv4_mapped))
         if address.version == 6:
             return self.number("ipv6", str(address), "2001:db8::%x")
         around = (ipaddress.IPv4Network((int(address), prefix), strict=False) for prefix in self._prefixes)
@@ -1505,6 +1513,22 @@ class _Redactor:
             return str(self._networks[network].network_address)
         number = int(self.number("in " + str(network), str(address), "%d")) + 2  # Azure reserves the first four
         return str(self._networks[network][number % (network.num_addresses - 1) + 1])
+
+
+def _object(node: "Any") -> "Dict[str, Any]":
+    return node if isinstance(node, dict) else {}
+
+
+def _published(compute: "Mapping[str, Any]") -> "set[str]":
+    """The words of a VM's image that are public, in lower case: those of an image of PUBLISHERS, if they have the form
+    of such words (and are no stand-ins). Of an image in a gallery there are none, for its owner chose them."""
+    image = _object(_object(compute.get("storageProfile")).get("imageReference"))
+    if any(image[name] for name in set(image).difference(IMAGE_WORDS + ("version", "exactVersion"))):
+        return set()
+    words = [str(node.get(name, "")).lower() for node in (compute, image)
+             if str(node.get("publisher", "")).lower() in PUBLISHERS for name in IMAGE_WORDS]
+    return {word for word in words if re.match(r"(?!image[0-9]+\Z)[a-z0-9][a-z0-9._-]{0,63}\Z", word)
+            and not re.match(GUID, word)}
 
 
 def _network(subnet: "Mapping[str, Any]") -> "Any":

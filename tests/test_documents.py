@@ -540,6 +540,18 @@ class Redact(unittest.TestCase):
             ({"compute": {"plan": {"name": "contoso", "product": "fabrikam", "publisher": "litware"}}},
              ["contoso", "fabrikam", "litware"]),
             ({"compute": {"plan": {"name": "contoso", "product": "fabrikam", "publisher": "canonical"}}}, ["contoso", "fabrikam"]),
+            ({"compute": {"publisher": "Oracle", "offer": "contoso", "sku": "fabrikam", "version": "litware",
+                          "storageProfile": {"imageReference": {"id": "/x9", "publisher": "Oracle", "offer": "contoso"}}}},
+             ["contoso", "fabrikam", "litware", "x9"]),
+            ({"compute": {"storageProfile": {"imageReference": {"Id": "/x9", "publisher": "canonical", "offer": "contoso"}}}},
+             ["contoso", "x9"]),  # a name that no table knows may be that of a gallery
+            ({"compute": {"x9": {"publisher": "canonical", "offer": "contoso"}, "plan": {"name": "contoso"}}}, ["contoso", "x9"]),
+            ({"compute": {"plan": {"publisher": "canonical", "sku": "contoso", "name": "contoso"}}}, ["contoso"]),
+            ({"compute": {"publisher": "Canonical", "offer": "bob@contoso.com 203.0.113.9", "sku": guid, "version": "x9"}},
+             ["contoso", "203.0", guid, "x9"]),
+            ({"compute": {"vmScaleSetName": "db", "osProfile": {"adminUsername": "db00dave", "computerName": "db00PASS"}}},
+             ["dave", "pass"]),
+            ({"compute": {"osProfile": {"adminUsername": "root0000pw"}}}, ["pw"]),
             ({"compute": {"newThing": "4155550123", "other": ["true", "Linux", "westus"]}},
              ["4155550123", "true", "linux", "westus"]),
             ({"compute": {"extendedLocation": {"name": "contoso-edge", "type": "EdgeZone"}}}, ["contoso"]),
@@ -592,7 +604,9 @@ class Redact(unittest.TestCase):
             ({"compute": "contoso", "network": ["contoso"]}, ["contoso"]), ({"contoso": None, "compute": None}, ["contoso"]),
         ):
             with self.subTest(vm=vm):
-                text = text_of(imds.redact(vm))
+                redacted = imds.redact(vm)
+                self.assertEqual(imds.redact(redacted), redacted)
+                text = text_of(redacted)
                 for secret in secrets:
                     self.assertNotIn(secret, text)
 
@@ -618,6 +632,9 @@ class Redact(unittest.TestCase):
             ("compute/name", "john_4155550123", "name1"), ("compute/name", "web_12", "name1_12"),
             ("compute/osProfile", {"computerName": "web00000A"}, {"computerName": "name100000A"}),
             ("compute/name", "acme_OsDisk_1_0123456789abcdef0123456789abcdef", "name1_OsDisk_1_" + "0" * 31 + "1"),
+            ("compute/name", "acme_1_OsDisk_1", "name1_1_OsDisk_1"), ("compute/name", "acme_1_2_OsDisk_1", "name1_2_OsDisk_1"),
+            ("compute/name", "acme_disk2_0123456789abcdef0123456789abcdef", "name1_disk2_" + "0" * 31 + "1"),
+            ("compute/name", "acme_lun_0_2_0123456789abcdef0123456789abcdef", "name1_lun_0_2_" + "0" * 31 + "1"),
             (keys, "/Users/bob/.ssh/authorized_keys", "/Users/name1/.ssh/authorized_keys"),
             ("compute/newThing", "group-acme", None), ("compute/zone", "2", "2"), ("compute/zone", "two", "value1"),
             ("compute/location", "West US 2", "West US 2"), ("compute/location", "usnowhere", "region1"),
@@ -678,7 +695,8 @@ class Redact(unittest.TestCase):
                 self.assertEqual(len(set(shown)), 1 if same else len(values))
         for values, same in ((["2603:1030:8:5::1", "2603:1030:0008:0005:0:0:0:0001", "2603:1030:8:5::0001"], True),
                              (["2603:1030:8:5::1", "2603:1030:8:5::2"], False), (["10.0.0.4", "10.0.0.5"], False),
-                             (["10.0.0.4", "10.0.0.4"], True), (["[2603::1]", "[2603::1]"], True)):
+                             (["10.0.0.4", "10.0.0.4"], True), (["[2603::1]", "[2603::1]"], True),
+                             (["::ffff:10.0.0.4", "::ffff:a00:4"], True), (["::ffff:10.0.0.4", "::ffff:10.0.0.5"], False)):
             vm = {"network": {"interface": [{"ipv6": {"ipAddress": [{"privateIpAddress": each} for each in values]}}]}}
             shown = [value for _, value in leaves(imds.redact(vm))]
             self.assertEqual(len(set(shown)), 1 if same else len(values))
@@ -688,7 +706,7 @@ class Redact(unittest.TestCase):
         self.assertEqual((len(set(shown)), sum(".256" in each for each in shown)), (600, 0))
 
     def test_sizes(self):
-        for size in ("Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
+        for size in ("Standard_ND96is_flex_H100_v5 Standard_NM16ads_MA35D Standard_ND128isr_GB300_v6 Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
                      "Standard_NC128ds_xl_RTXPRO6000BSE_v6 STANDARD_D2S_V3 Standard_DC4as_cc_v5 Standard_NCC40ads_H100_v5 "
                      "Standard_M416s_8_v2 Standard_E96ias_v4 Standard_NC16as_T4_v3 Standard_FX4mds Standard_GS5-16 "
                      "Standard_HB120-16rs_v3 Standard_DS2_v2_Promo Basic_A0 Standard_PB6s Standard_NG8ads_V620_v1 "
@@ -703,6 +721,17 @@ class Redact(unittest.TestCase):
             compute = {"vmScaleSetName": "aks-1-vmss", "zzz": 0, "osProfile": {"computerName": name}}
             compute = imds.redact({"compute": compute})["instance"]["compute"]
             self.assertEqual((compute["vmScaleSetName"], compute["osProfile"]["computerName"]), ("name1", shown))
+
+    def test_names_of_a_scale_set_whose_own_ends_in_a_number(self):
+        guid = "8d10da13-8125-4ba9-a717-bf7490507b3d"
+        for own, name, computer in (("web_1", "web_1_12345", "web_100000A"), (guid, guid + "_12345", guid + "00000A"),
+                                    ("777", "777_12345", "77700000A"), ("web0000AA", "web0000AA_7", "web0000AA00000A")):
+            once = imds.redact({"compute": {"vmScaleSetName": own, "name": name, "osProfile": {"computerName": computer}}})
+            compute = once["instance"]["compute"]
+            self.assertEqual(compute["name"], compute["vmScaleSetName"] + name[len(own):])
+            self.assertEqual(compute["osProfile"]["computerName"], compute["vmScaleSetName"] + "00000A")
+            self.assertNotIn(own, text_of(once))
+            self.assertEqual(imds.redact(once), once)
 
     def test_what_looks_public_is_not_of_a_gallery(self):
         for key in ("id", "communityGalleryImageId", "sharedGalleryImageId"):
@@ -719,6 +748,8 @@ class Redact(unittest.TestCase):
             self.assertEqual(once["instance"]["compute"]["storageProfile"]["resourceDisk"]["size"] == size, kept, size)
             self.assertEqual(imds.redact(once), once)
             self.assertEqual(len({str(value) for _, value in leaves(once)}), 3)
+        once = imds.redact({"compute": {"x": 10**15, "storageProfile": {"resourceDisk": {"size": 10**15}}}})
+        self.assertEqual(imds.redact(once), once)
 
     def test_one_value_in_several_places(self):
         compute = {"name": "contoso", "vmScaleSetName": "Contoso", "osProfile": {"computerName": "contoso"},
@@ -745,6 +776,10 @@ class Redact(unittest.TestCase):
         shown = imds.redact({"compute": compute})["instance"]["compute"]
         self.assertEqual(shown["plan"], {"publisher": shown["publisher"], "product": shown["offer"], "name": shown["sku"]})
         self.assertNotIn("contoso", text_of(shown).lower())
+        plan = {"name": "22_04-lts", "product": "ubuntu", "publisher": "canonical"}
+        compute = {"plan": plan, "publisher": "", "storageProfile": {"imageReference": {
+            "id": "", "publisher": "Canonical", "offer": "ubuntu", "sku": "22_04-lts"}}}
+        self.assertEqual(imds.redact({"compute": compute})["instance"]["compute"]["plan"], plan)
         compute = {"publisher": "kinvolk", "offer": "flatcar", "sku": "stable",
                    "plan": {"name": "stable", "product": "Flatcar", "publisher": "kinvolk", "more": "flatcar"}}
         shown = imds.redact({"compute": compute})["instance"]["compute"]
@@ -856,6 +891,11 @@ class Redact(unittest.TestCase):
                 before, after = service(vm), service(imds.redact(vm))
                 self.assertEqual(len(after.identities()), len(before.identities()))
                 self.assertEqual(list(snapshot(after)), list(snapshot(before)))
+
+    def test_what_is_no_vm(self):
+        for vm in ({"compute": {"name": "x"}, "identity": {}}, {"instance": {}, "contoso": {}}):
+            with self.subTest(vm=vm), self.assertRaisesRegex(ValueError, "a VM has instance, .* not (compute|contoso)"):
+                imds.redact(vm)
 
     def test_ten_thousand_tags_and_nine_hundred_levels(self):
         begun = time.perf_counter()
