@@ -1828,7 +1828,7 @@ def parse_target(target: str) -> "Target":
 
 
 def _decode(text: str) -> str:
-    decoded = urllib.parse.unquote_to_bytes(text).decode("utf-8")
+    decoded = urllib.parse.unquote(text, errors="strict")
     if "\0" in decoded:
         raise ValueError("a NUL is in %r" % text)
     return decoded
@@ -3080,7 +3080,8 @@ def masked(exchange: "Exchange") -> "Exchange":
     if re.search(SECRET_PARAMETER, request.target):
         request = request._replace(target=re.sub(SECRET_PARAMETER, r"\1(masked)", request.target))
     if b'"access_token"' in response.body[:32]:
-        response = response._replace(body=re.sub(b'("access_token":")[^"]*', b"\\1(masked)", response.body, count=1))
+        before, name, token = response.body.partition(b'"access_token":"')
+        response = response._replace(body=before + name + b"(masked)" + b"".join(token.partition(b'"')[1:]))
     if len(request.body) + len(request.target) + len(names) + sum(map(len, request.headers.values())) > MAX_KEPT:
         headers = {name[:200]: value[:200] for name, value in list(request.headers.items())[:50]}
         request = request._replace(target=request.target[:8192], headers=headers, body=request.body[:4096])
