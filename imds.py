@@ -429,7 +429,8 @@ REASONS = {
 # The type of a refusal's body, by how it begins. Then the headers of a response, in the order of the wire (observed):
 # of the service itself, and of the pages of the web server in front of it.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
-XML_TYPE, HTML_TYPE, CERTIFICATE_TYPE = "text/xml; charset=utf-8", "text/html", "application/pkix-cert"
+XML_TYPE, HTML_TYPE = "text/xml; charset=utf-8", "text/html"
+CERTIFICATE_TYPE, REVOCATION_TYPE = "application/pkix-cert", "application/pkix-crl"  # of RFC 5280
 CONTENT_TYPES = {"{": JSON_TYPE, "<?xml": XML_TYPE, "<!DOCTYPE": HTML_TYPE, "": TEXT_TYPE}
 IMDS_HEADERS = ("Content-Type", "Server", "x-ms-request-id", "Date", "Content-Length")
 HEADERS = {
@@ -2407,7 +2408,7 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
         "n": base64url(modulus())}]}),
     "imds-test-ca.pem": (TEXT_TYPE, lambda service, request: pem(root_certificate()).encode()),
     ISSUING_FILE: (CERTIFICATE_TYPE, lambda service, request: issuing_certificate()),
-    REVOKED_FILE: (CERTIFICATE_TYPE, lambda service, request: revocation_list(int(service.clock()) // 86400 * 86400)),
+    REVOKED_FILE: (REVOCATION_TYPE, lambda service, request: revocation_list(int(service.clock()) // 86400 * 86400)),
 }
 
 
@@ -3347,7 +3348,10 @@ async function look() {
       $("vm").textContent = vm.compute.name;
       $("tree").append(tree(vm, "instance"));
     }
-  } catch (error) { $("said").textContent = error.message; }
+  } catch (error) {
+    $("said").textContent = error.message;
+    since = 0; $("requests").firstChild.replaceChildren();  // another server may be there next
+  }
 }
 for (const each of document.querySelectorAll("[data-do]"))
   each.onclick = () => act(each.dataset.do, JSON.parse(each.dataset.with || "{}"));
@@ -5486,6 +5490,8 @@ class Doctor:
             return "not seen", "the endpoint is a name"
         if octets[0] == 127:
             return "loopback", "this machine itself"
+        if not os.path.exists(os.path.join(self._root, "proc/net/route")):
+            return "not seen", "this system does not show it in /proc/net/route"
         routes = [words for words in map(str.split, self._read("proc/net/route").splitlines()[1:])
                   if len(words) >= 8 and address & int(words[7], 16) == int(words[1], 16)]
         if not routes:

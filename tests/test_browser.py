@@ -169,6 +169,19 @@ class Page(InABrowser):
         self.assertIn("GET /metadata/instance?api-version=2021-02-01", self.browser.text())
         self.eventually(lambda: "old-api-version" in self.browser.text())  # and its judgement
 
+    def test_a_server_that_was_started_anew(self):
+        for agent in ("before-1", "before-2", "before-3"):
+            ask(self.vm, "/metadata/versions", {"User-Agent": agent})
+        self.open_page()
+        self.eventually(lambda: "before-3" in self.browser.text())
+        port = self.vm.port
+        self.vm.stop()
+        self.eventually(lambda: "before-3" not in self.browser.text())
+        self.vm = self.again = imds.Emulator(profile="scaleset", control=True, port=port).start()
+        self.addCleanup(self.again.stop)
+        ask(self.vm, "/metadata/versions", {"User-Agent": "the-first-of-the-next"})
+        self.eventually(lambda: "the-first-of-the-next" in self.browser.text())
+
     def test_all_that_is_shown_is_text(self):
         self.vm.update({"compute": {"tags": SCRIPT, "name": "web_1" + SCRIPT}})
         self.vm.schedule("Freeze", description=SCRIPT)

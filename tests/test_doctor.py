@@ -266,6 +266,10 @@ class Facts(Worlds):
                 client = Nobody(endpoint, error=imds.Unreachable("nobody"))
                 self.assertEqual([row[0] for row in self.fact("route", client)], [value])
 
+    def test_no_route_to_be_seen(self):
+        self.assertEqual(self.fact("route", Nobody(REAL, error=imds.Unreachable("nobody"))),
+                         [("not seen", "this system does not show it in /proc/net/route")])
+
     def test_container(self):
         self.assertEqual(self.fact("container"), [])
         self.world(**{"proc/1/cgroup": "0::/init.scope\n"})

@@ -274,6 +274,7 @@ class Headers(unittest.TestCase):
             (INSTANCE + V + "&format=text", "GET", ours, TEXT, "IMDS/150.870.65.1854"),
             (TOKEN, "GET", ours, JSON, "IMDS/150.870.65.1854"), ("/imds-test-ca.pem", "GET", ours, TEXT, "IMDS/150.870.65.1854"),
             ("/imds-test-issuing-ca.crt", "GET", ours, "application/pkix-cert", "IMDS/150.870.65.1854"),
+            ("/imds-test-issuing-ca.crl", "GET", ours, "application/pkix-crl", "IMDS/150.870.65.1854"),
         ):
             with self.subTest(verb=verb, target=target):
                 headers = ask(target, {}, verb).headers if target in ("/x", "/") else ask(target, OK, verb).headers
