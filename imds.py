@@ -5093,9 +5093,13 @@ Emulator.get = _get_here  # type: ignore[attr-defined]  # a method that needs th
 
 # --- verify: is this an IMDS?
 
+SENT = {  # by a check
+    "-": {}, "true": {"Metadata": "true"}, "True": {"Metadata": "True"}, "false": {"Metadata": "false"},
+    "xff": {"Metadata": "true", "X-Forwarded-For": "10.0.0.1"},
+}
 # A check per line. mark: documented, observed or chosen; expected: the key of REFUSALS whose status and body should
-# come, or a key of SHAPES; verb; header: the value of Metadata ("-": none, "xff": with X-Forwarded-For, too); name;
-# target, in which {i} is /metadata/instance and {v} asks for the newest version on offer.
+# come, or a key of SHAPES; verb; header: a key of SENT; name; target, in which {i} is /metadata/instance, and {v} asks
+# for the newest version on offer.
 Check = collections.namedtuple("Check", "mark expected verb header name target")
 CONTRACT_CHECKS = [Check(*re.split("  +", line.strip())) for line in """\
 observed    metadata            GET   -      no header                    {i}{v}
@@ -5108,7 +5112,7 @@ chosen      forwarded           GET   xff    X-Forwarded-For              {i}{v}
 chosen      duplicate           GET   true   parameter given twice        {i}{v}&api-version=VERSION
 observed    document            GET   true   unknown parameter            {i}{v}&any=thing
 observed    head                HEAD  -      HEAD                         {i}/compute
-observed    metadata            GET   -      GET / without the header     /
+chosen      metadata            GET   -      GET / without the header     /
 observed    outside             GET   -      outside /metadata            /latest/meta-data/
 documented  version             GET   true   no version                   {i}
 observed    version             GET   true   no version, leaf             {i}/compute/location
@@ -5122,15 +5126,15 @@ observed    path                GET   true   unknown field                {i}/co
 documented  path                GET   true   other case                   {i}/Compute{v}
 chosen      path                GET   true   field of a later version     {i}/compute/zone?api-version=2017-08-01{text}
 chosen      path                GET   true   index out of range           {i}/network/interface/99{v}
-observed    path                GET   true   dots in the path             {m}/./instance{v}
+observed    not-found           GET   true   dots in the path             {m}/./instance{v}
 observed    document            GET   true   slash at the end             {i}/compute/{v}
-observed    value               GET   true   slash at the end of a leaf   {i}/compute/vmId/{v}{text}
-observed    value               GET   true   doubled slash                {i}/network/interface/0//macAddress{v}{text}
+observed    guid                GET   true   slash at the end of a leaf   {i}/compute/vmId/{v}{text}
+observed    mac                 GET   true   doubled slash                {i}/network/interface/0//macAddress{v}{text}
 observed    document            GET   true   compute is not wrapped       {i}/compute{v}
 documented  document            GET   true   network is not wrapped       {i}/network{v}
 observed    document            GET   true   a list is a bare list        {i}/network/interface{v}
-observed    document            GET   true   format=json of a container   {i}/compute/plan{v}&format=json
-observed    value               GET   true   leaf as text                 {i}/compute/vmId{v}{text}
+observed    document            GET   true   format=json of a container   {i}/network{v}&format=json
+observed    guid                GET   true   leaf as text                 {i}/compute/vmId{v}{text}
 documented  leaf-refused        GET   true   leaf without a format        {i}/compute/vmId{v}
 documented  leaf-refused        GET   true   leaf as JSON                 {i}/compute/vmId{v}&format=json
 chosen      leaf                GET   true   leaf refused, the words      {i}/compute/vmId{v}
@@ -5139,7 +5143,7 @@ observed    listing             GET   true   listing of the root          {i}{v}
 observed    listing             GET   true   listing of compute           {i}/compute{v}{text}
 observed    indexes             GET   true   listing of a list            {i}/network/interface{v}{text}
 observed    path                GET   true   identity root                {m}/identity{v}
-documented  tenant              GET   true   tenant                       {m}/identity/info?api-version=2018-02-01
+documented  tenant              GET   true   tenant                       {m}/identity/info{t}
 observed    no-resource         GET   true   token without a resource     {token}{t}
 observed    token               GET   true   token                        {token}{t}{r}
 observed    no-identity         GET   true   token of nobody              {token}{t}{r}&client_id=dead
@@ -5148,7 +5152,7 @@ observed    attested            GET   true   attested document            {m}/at
 chosen      version-of-another  GET   true   attested before its time     {m}/attested/document?api-version=2018-04-02
 documented  event-list          GET   true   scheduled events             {m}/scheduledevents?api-version=2020-07-01
 documented  metadata            GET   -      events without the header    {m}/scheduledevents?api-version=2020-07-01
-observed    version-of-another  GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
+observed    not-found           GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
 observed    content-type        GET   true   header Content-Type          {i}{v}
 observed    server              GET   true   header Server                {i}{v}
 observed    x-ms-request-id     GET   true   header x-ms-request-id       {i}{v}
@@ -5157,7 +5161,7 @@ observed    content-length      GET   true   header Content-Length        {i}{v}
 chosen      path                GET   true   platform of newer tokens     {m}/identity/getplatformmetadata{cred}=2.0
 chosen      path                GET   true   credential, by GET           {m}/identity/credential{cred}=1.0
 chosen      path                GET   true   newer credential, by GET     {m}/identity/issuecredential{cred}=2.0
-""".format(i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=2018-02-01",
+""".format(i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=TOKENS",
            token="/metadata/identity/oauth2/token", text="&format=text", cred="?cred-api-version",
            r="&resource=https://management.azure.com/").splitlines()]
 CONTRACT_CHECKS += [Check("documented", "document", "GET", "true", "document at " + version,
@@ -5179,31 +5183,55 @@ def judge(check_row: "Check", reply: "Reply") -> str:
         offered = list_in(reply.data, "newest-versions")[:3]
         newest_first = sorted(filter(_is_date, offered), reverse=True) or ["VERSION"]
         text = text.replace("$newest", format_json(newest_first))
-    if check_row.verb != "HEAD" and reply.data != text.encode():
-        return "body %r, not %r" % (reply.text[:200], text[:200])
+        if parsed_or_none(reply.data) == json.loads(text):  # its blanks are not known
+            text = reply.text
     kind = content_type_of(text).partition(";")[0]
-    return "" if reply.content_type == kind else "type %r, not %s" % (reply.content_type, kind)
+    return (check_row.verb != "HEAD" and _words_differ(text, reply)
+            or (reply.content_type != kind and "type %r, not %s" % (reply.content_type, kind)) or "")
+
+
+def _words_differ(text: str, reply: "Reply") -> str:
+    """How a body differs from a text, around the first place where it does."""
+    if reply.data == text.encode():
+        return ""
+    if b"access_token" in reply.data:
+        return "a body that is not shown here, not %r" % text[:200]
+    start = max(0, len(os.path.commonprefix([reply.text, text])) - 100)
+    cut = "..." if start else ""
+    return "body %r, not %r" % (cut + reply.text[start:start + 200], cut + text[start:start + 200])
 
 
 def _is_date(version: "Any") -> bool:
     return isinstance(version, str) and bool(re.match(DATE, version))
 
 
+VARYING = frozenset(["physicalZone", "resourceDisk"])  # seen later or earlier than documented
+
+
 def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
     """How a node differs from a template: names, their order, and leaves that are no strings."""
     if isinstance(shown, Field):
-        return "" if isinstance(node, str) else "%s is %s, not a string" % (path, kind_of(node))
+        return "" if isinstance(node, str) else "%s is %s, not a string" % (path, _form_of(node))
     if not isinstance(node, type(shown)):
-        return "%s is %s, not %s" % (path or "it", kind_of(node)[:50], kind_of(shown))
+        return "%s is %s, not %s" % (path or "it", _form_of(node), kind_of(shown))
     if isinstance(shown, list):
         shown = dict.fromkeys(map(str, range(len(node))), shown[0])
-    else:
-        missing = set(shown).difference(node)
-        if missing or list(node) != sorted(node):
-            return "%s %s" % (path or "it", "lacks " + ", ".join(sorted(missing)) if missing else "is not in order")
+    missing = set(shown).difference(node if isinstance(node, dict) else shown, VARYING)
+    if missing:
+        return "%s lacks %s" % (path or "it", ", ".join(sorted(missing)))
     differences = (_keys_differ(child, shown[name], (path + "." + name).strip("."))
                    for name, child in children(node) if name in shown)
-    return next(filter(None, differences), "")
+    return next(filter(None, differences), "" if isinstance(node, list) or list(node) == sorted(node)
+                else "%s is not in order" % (path or "it"))
+
+
+def _form_of(node: "Any") -> str:
+    return kind_of(node)[:50] if isinstance(node, (dict, list, str)) else format_json(node)
+
+
+def _without_indexes(names: "Iterable[str]") -> "List[str]":
+    """Names in a document as they are in a template."""
+    return ["0" if name.isdigit() else name for name in names]
 
 
 def _shown_at(reply: "Reply") -> "Any":
@@ -5211,19 +5239,29 @@ def _shown_at(reply: "Reply") -> "Any":
     asked = parse_target(reply.url)
     shown = dict(template(asked.query["api-version"]))
     shown.pop("extended", None)
-    return find(shown, ["0" if name.isdigit() else name for name in asked.rest])
+    return find(shown, _without_indexes(asked.rest))
 
 
 def _document_differs(reply: "Reply") -> str:
-    document = parsed_or_none(reply.data)
-    return _form_differs(document, reply) or _keys_differ(document, _shown_at(reply), "")
+    document, asked, shown = parsed_or_none(reply.data), parse_target(reply.url), _shown_at(reply)
+    why = _type_differs(reply) or _keys_differ(document, shown, "")
+    for path in walk(document) if not why else ():
+        names = _without_indexes(path.split("/"))
+        added = None if has(shown, names) or VARYING.intersection(names) else since("/".join(asked.rest + (path,)))
+        if added in VERSIONS and added > asked.query["api-version"]:
+            return "it has %s, which is there since %s" % (path, added)
+    return why or _print_differs(reply)
 
 
-def _form_differs(document: "Any", reply: "Reply") -> str:
+def _type_differs(reply: "Reply") -> str:
     if reply.content_type != "application/json":
         return "type %r, not application/json" % reply.content_type
-    forms = format_json(document), json.dumps(document, separators=(",", ":"))
-    return "" if reply.text in forms else "no minified JSON"  # it is not shown, for it may be a token
+    return "not JSON" if parsed_or_none(reply.data) is None else ""
+
+
+def _print_differs(reply: "Reply") -> str:
+    """Whether there are blanks outside the strings of JSON; it is not shown, for it may be a token."""
+    return "no minified JSON" if re.search(r"\s", re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", reply.text)) else ""
 
 
 def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:
@@ -5233,11 +5271,15 @@ def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:
     if not isinstance(document, dict):
         return "not a JSON object"
     if list(document) != list(patterns):
-        return "names %s, not %s" % (", ".join(document), ", ".join(patterns))
+        return _names_differ(document, patterns)
     for name, pattern in patterns.items():  # no value is shown, for the same reason
         if pattern and not (isinstance(document[name], str) and re.match(pattern + r"\Z", document[name])):
             return "%s is no string like %s" % (name, pattern)
-    return _form_differs(document, reply)
+    return _type_differs(reply) or _print_differs(reply)
+
+
+def _names_differ(found: "Iterable[str]", wanted: "Iterable[str]", where: str = "") -> str:
+    return "names %s%s, not %s" % (", ".join(found)[:200], where, ", ".join(wanted))
 
 
 def _text_differs(pattern: str, reply: "Reply") -> str:
@@ -5281,7 +5323,9 @@ def _events_differ(reply: "Reply") -> str:
         check(document["DocumentIncarnation"], int, "DocumentIncarnation")
         for event in check(document["Events"], list, "Events"):
             if list(check_event(event)) != wanted:
-                return "names %s in an event, not %s" % (", ".join(event), ", ".join(wanted))
+                return _names_differ(event, wanted, " in an event")
+            known(event["EventStatus"], ("Scheduled", "Started"), "EventStatus")
+            known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
     except ValueError as error:
         return str(error)
     return ""
@@ -5291,30 +5335,61 @@ def _balance_differs(reply: "Reply") -> str:
     why = _object_differs({"loadbalancer": ""}, reply)
     if why:
         return why
-    rules, wanted = parsed_or_none(reply.data)["loadbalancer"], balance_fields()
+    rules, wanted = parsed_or_none(reply.data)["loadbalancer"], fields(PARTS["loadbalancer"])["loadbalancer"]
     try:
         check_load_balancer({"loadbalancer": rules})
     except ValueError as error:
         return str(error)
-    return "" if list(rules) == list(wanted) else "names %s, not %s" % (", ".join(rules), ", ".join(wanted))
+    if [name for name in rules if name != "tunnelInterfaces"] != list(wanted):  # of a gateway load balancer
+        return _names_differ(rules, wanted)
+    for name, (row,) in wanted.items():
+        for rule in rules[name]:
+            if list(rule) != list(row):
+                return _names_differ(rule, row, " in " + name)
+            for key, field in row.items():
+                if not isinstance(rule[key], int if field.kind == "count" else str):
+                    return "%s.%s is %s" % (name, key, _form_of(rule[key]))
+    return ""
 
 
+def _attested_differs(reply: "Reply") -> str:
+    why = _object_differs({"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"}, reply)
+    if why:
+        return why
+    try:
+        attested_content(parsed_or_none(reply.data))
+    except ValueError as error:
+        return "its signature: %s" % error
+    return ""
+
+
+def _is_one_of(bodies: "Sequence[str]") -> "Callable[[Reply], str]":
+    return lambda reply: "" if reply.text in bodies else _words_differ(bodies[0], reply)
+
+
+# What says little of who answers: another server may do the same.
+COMMON = frozenset("head outside path version-of-another not-found leaf-refused content-type x-ms-request-id date"
+                   " content-length".split())
 SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what returns how a reply differs, or ""
     "document": {200: _document_differs},
-    "value": {200: functools.partial(_text_differs, r"[^\n]*\Z")},
+    "guid": {200: functools.partial(_text_differs, r"([0-9a-fA-F-]{36})?\Z")},
+    "mac": {200: functools.partial(_text_differs, r"([0-9A-F]{12})?\Z")},
+    "not-found": {404: lambda reply: ""},
     "listing": {200: functools.partial(_listing_differs, r"(\w+/?\n)*\w+/?\Z")},
     "indexes": {200: functools.partial(_listing_differs, r"(\d+/\n)*\d+/\Z")},
-    "leaf-refused": {400: lambda reply: ""},
+    "leaf-refused": {400: lambda reply: "it is refused for another reason" if re.search(
+        b'"newest-versions"|header not specified', reply.data) else ""},
     "versions": {200: _versions_differ},
     "tenant": {200: functools.partial(_object_differs, {"tenantId": ".+"})},
     "token": {200: functools.partial(_object_differs, {
         "access_token": "[!-~]+", "client_id": ".*", "expires_in": "[0-9]+", "expires_on": "[0-9]+",
         "ext_expires_in": "[0-9]+", "not_before": "[0-9]+", "resource": ".+", "token_type": "Bearer"}),
-              400: lambda reply: "" if reply.text in IDENTITY_REFUSALS else "an error in other words"},
-    "loadbalancer": {200: _balance_differs,
-                     404: lambda reply: "" if reply.text == REFUSALS["no-load-balancer"].body else
-                     "body %r, not %r" % (reply.text[:150], REFUSALS["no-load-balancer"].body)},
-    "attested": {200: functools.partial(_object_differs, {"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"})},
+              400: _is_one_of([REFUSALS[rule].body for rule in ("no-identity", "several-identities")])},
+    "loadbalancer": {200: _balance_differs, 404: _is_one_of([REFUSALS["no-load-balancer"].body] + [
+        '{ "error": "%s" }' % text for text in (
+            "Load Balancer metadata API is not available right now. Please retry later",
+            "/metadata/loadbalancer is not currently available")])},
+    "attested": {200: _attested_differs},
     "event-list": {200: _events_differ},
     "content-type": {200: functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8")},
     "server": {200: functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+")},
@@ -5343,18 +5418,21 @@ def verify(
             if problem:
                 raise
         named = [each for each in VERSIONS if each in listed]
+    newest = max(named or [NEWEST])
+    for_tokens = newest if offered and TOKEN_VERSION not in offered else TOKEN_VERSION
     for row in CONTRACT_CHECKS:
-        target = row.target.replace("VERSION", max(named or [NEWEST]))
-        asked, has_shape = parse_target(target), row.expected in SHAPES
+        row = row._replace(target=row.target.replace("VERSION", newest).replace("TOKENS", for_tokens))
+        asked, has_shape = parse_target(row.target), row.expected in SHAPES
         version = asked.query.get("api-version", "")
-        added = asked.row.since if asked.endpoint and has_shape else None
+        added = asked.row.since if asked.endpoint and row.expected != "version-of-another" else None
         if offered and version in VERSIONS and (version not in offered or added and version < added):
             yield row, "can't tell", "this service does not offer " + (version if version not in offered else "it yet")
             continue
-        sent = {"-": {}, "xff": {"Metadata": "true", "X-Forwarded-For": "10.0.0.1"}}.get(
-            row.header, {"Metadata": row.header})
+        if has_shape and asked.endpoint == "instance" and not has(template(version), _without_indexes(asked.rest)):
+            yield row, "can't tell", "at %s it is not there" % version
+            continue
         try:
-            reply = Reply(*ask(row.verb, target, sent), url=target)
+            reply = Reply(*ask(row.verb, row.target, SENT[row.header]), url=row.target)
         except Error as error:
             yield row, "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
             continue
@@ -5362,7 +5440,7 @@ def verify(
         refuses_version = reply.status == 400 and b'"newest-versions"' in reply.data or _says_invalid_version(reply)
         if reply.status in (410, 429):
             yield row, "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
-        elif why and not offered and has_shape and refuses_version:
+        elif why and not offered and has_shape and refuses_version and version:
             yield row, "can't tell", "this service refuses " + version
         else:
             yield row, "differs" if why else "holds", why
@@ -5657,7 +5735,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError("must be a number, more than 0, not %r" % text)
+        raise argparse.ArgumentTypeError("must be a number, more than 0, not %r, and less than a million" % text)
     return seconds
 
 
@@ -5851,15 +5929,18 @@ def _run_verify(options: "Any") -> int:
             gone = error
             raise
         is_failing = status in (410, 429, 500, 502, 503, 504)
-        answers.add("failing" if is_failing else "imds" if is_like_imds(body) else "other")
+        is_agent = status == 403 and not body  # of the guest proxy, which lets nobody through
+        answers.add("failing" if is_failing else "imds" if is_agent or is_like_imds(body) else "other")
         return status, said, body
 
     rows: "List[Dict[str, str]]" = []
     summary = {mark: {"holds": 0, "differs": 0, "can't tell": 0} for mark in ("documented", "observed", "chosen")}
     for row, verdict, why in verify(ask):
         summary[row.mark][verdict] += 1
-        rows.append({"check": row.name, "mark": row.mark, "request": row.verb + " " + row.target, "verdict": verdict,
-                     "why": why})
+        asked = "; ".join([row.verb + " " + row.target] + ["%s: %s" % each for each in SENT[row.header].items()])
+        rows.append({"check": row.name, "mark": row.mark, "request": asked, "verdict": verdict, "why": why})
+        if verdict == "holds" and row.expected not in COMMON:
+            answers.add("imds")
         if not options.json:
             _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why)))
     if options.json:
@@ -5867,13 +5948,18 @@ def _run_verify(options: "Any") -> int:
     else:
         for mark, counts in summary.items():
             _print("%-10s  " % mark + "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % counts)
-    if gone and sum(counts["can't tell"] for counts in summary.values()) * 2 > len(rows):
+    documents = [row["why"] for row in rows if row["check"].startswith("document at ")]
+    if documents and all(why.startswith("status 400, ") for why in documents):
+        say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, which the service refuses?")
+    is_wrong = any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
+    is_unsure = sum(counts["can't tell"] for counts in summary.values()) * 2 > len(rows)
+    if gone and (is_unsure or not is_wrong):
         raise gone
-    if answers == {"failing"}:
-        raise Unavailable("%s answers nothing but 410, 429 and 5xx; try again later" % client.endpoint)
+    if answers == {"failing"} or is_unsure and "failing" in answers:
+        raise Unavailable("%s answers little but 410, 429 and 5xx; try again later" % client.endpoint)
     if "imds" not in answers:
         raise NotIMDS("no answer is like one of the service: what answers at %s is not IMDS" % client.endpoint)
-    return any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
+    return is_wrong
 
 
 def _run_doctor(options: "Any") -> int:
