@@ -276,19 +276,24 @@ SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "re
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
 
-# The two primes of the RSA key that signs the emulator's tokens and attested documents. Anyone can read
-# them here: a signature by this key proves nothing, and no verifier outside a test may trust it.
-TEST_KEY_PRIMES = tuple(int(digits, 16) for digits in (
+# The primes of the RSA keys that sign the emulator's tokens, attested documents and certificates: each two make a key.
+# Anyone can read them here: a signature by these keys proves nothing, and no verifier outside a test may trust them.
+TEST_PRIMES = tuple(int(digits, 16) for digits in (
     "d80c0e488c3b860d1c899793fc7da48c2bb78c3b2d26190b3d1d98b2e27452b6aeed3267a816727319b12a"
     "e64cff73aeac9d3bb908f16d208a5a3ae66e40dbf2867a4ca4b01e0ef9265f6609b750dee5c3576e0234a5"
     "98fc4a036af6fb1a96ef1d015201ff56f42861a630040549e30cbaec3cd51b238c3b239db3f0823cc1f5",
     "c81675588937008ef9cc9fed0fe8ce01f8724d476957800b74c94158767a99524d3359b914f86ae23457cc"
     "d232164e1e2899bb67560c5c8943aec4172f6528c45b27b9087266a46f38dd7f452a9f8520454bd047d57d"
-    "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827"))
+    "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827",
+    "d650e6861baddc567ada3bac4c8907c5bf94f4458f30fa4b95053f419cd43a3175cfad85f381c395d88bee"
+    "fc9bda5a7d0112c3bd75d782e6cb80376bcd7d2535ec397caf70b367e5a0c3aeea53abaac6d8d93a205833"
+    "5d25939ac73dc1b9a6dca02c8bfc9bf2a5cf1f1881cd54f6a47f200ce3e6d1dd199c5261f4febf64c9e7"))
 TEST_KEY_ID = "imds-emulator-public-test-key"
 # Distinguished names. The one in the real service's certificate begins like SERVICE_NAME (observed).
 TEST_ROOT_NAME = "C=US,O=imds emulator,CN=imds emulator test root CA (its key is public)"
 TEST_ISSUER_NAME = "C=US,O=imds emulator,CN=imds emulator test issuing CA (its key is public)"
+TEST_TOKEN_NAME = "C=US,O=imds emulator,CN=imds emulator test tokens (their key is public)"
+TEST_KEYS = {TEST_ROOT_NAME: (1, 2), TEST_ISSUER_NAME: (0, 2), "": (0, 1)}  # of TEST_PRIMES; "": of the service itself
 SERVICE_NAME = "C=US,ST=WA,L=Redmond,O=Microsoft Corporation,CN="
 
 # What the web server in front of the service says (observed).
@@ -1548,8 +1553,8 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
 # Room 4: signatures
 #
 # RSA, DER, X.509, PKCS#7 and JWT, as much as a token and an attested document need; knows only the
-# contract. DER is built inside out: each function returns the bytes of one element. The certificates
-# of the root, the issuing authority and the service all have the one test key.
+# contract. DER is built inside out: each function returns the bytes of one element. Root, issuing
+# authority and service have a test key each; the name of who signs says which.
 # ==================================================================================================
 
 SHA256_WITH_RSA, RSA, SHA256 = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1", "2.16.840.1.101.3.4.2.1"
@@ -1557,23 +1562,30 @@ DATA, SIGNED_DATA = "1.2.840.113549.1.7.1", "1.2.840.113549.1.7.2"
 NAME_TYPES = {"C": ("2.5.4.6", 0x13), "ST": ("2.5.4.8", 0x0c), "L": ("2.5.4.7", 0x0c), "O": ("2.5.4.10", 0x0c),
               "CN": ("2.5.4.3", 0x0c)}
 AUTHORITY_TIMES = 1577836800, 2493072000  # of root and issuing authority: from 2020 to 2049
-ISSUING_FILE, REVOKED_FILE = "imds-test-issuing-ca.crt", "imds-test-issuing-ca.crl"
+# Name of an authority -> the files with its certificate and its revocation list.
+FILES = {TEST_ROOT_NAME: ("imds-test-ca.crt", "imds-test-ca.crl"),
+         TEST_ISSUER_NAME: ("imds-test-issuing-ca.crt", "imds-test-issuing-ca.crl")}
+
+
+def _primes(name: str) -> "Tuple[int, int]":
+    """Those of an authority's key; of any other name they are the service's."""
+    one, other = TEST_KEYS.get(name, TEST_KEYS[""])
+    return TEST_PRIMES[one], TEST_PRIMES[other]
 
 
 @functools.lru_cache(maxsize=None)
-def _private_key() -> "Tuple[int, int, int, int, int]":
+def _private_key(p: int, q: int) -> "Tuple[int, int, int, int, int]":
     """p, q, dP, dQ and qInv of RFC 8017."""
-    p, q = TEST_KEY_PRIMES
     totient = (p - 1) * (q - 1)
     exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537 modulo totient
     return p, q, exponent % (p - 1), exponent % (q - 1), pow(q, p - 2, p)
 
 
-def sign(content: bytes) -> bytes:
-    """Sign with the test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
+def sign(content: bytes, name: str = "") -> bytes:
+    """Sign with a test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
     import hashlib
 
-    p, q, for_p, for_q, q_inverse = _private_key()
+    p, q, for_p, for_q, q_inverse = _private_key(*_primes(name))
     digest = _sequence(_algorithm(SHA256), _der(0x04, hashlib.sha256(content).digest()))
     padded = b"\0\1" + b"\xff" * (253 - len(digest)) + b"\0" + digest  # 256 bytes
     number = int.from_bytes(padded, "big")  # one power for each prime is faster than one for their product
@@ -1581,9 +1593,10 @@ def sign(content: bytes) -> bytes:
     return (by_q + (by_p - by_q) * q_inverse % p * q).to_bytes(256, "big")
 
 
-def modulus() -> bytes:
-    """The public half of the test key, with the exponent 65537."""
-    return (TEST_KEY_PRIMES[0] * TEST_KEY_PRIMES[1]).to_bytes(256, "big")
+def modulus(name: str = "") -> bytes:
+    """The public half of a test key, with the exponent 65537."""
+    p, q = _primes(name)
+    return (p * q).to_bytes(256, "big")
 
 
 def base64url(data: bytes) -> str:
@@ -1604,61 +1617,72 @@ def jwt(claims: str) -> str:
 
 def root_certificate() -> bytes:
     """The certificate of the authority that a verifier must trust, DER."""
-    return _authority(TEST_ROOT_NAME, TEST_ROOT_NAME)
+    return _authority(TEST_ROOT_NAME, "")
 
 
-def issuing_certificate() -> bytes:
-    """The certificate of the authority that signs the service's own, DER: what CA Issuers leads to."""
-    return _authority(TEST_ISSUER_NAME, TEST_ROOT_NAME)
+def issuing_certificate(base: str = "") -> bytes:
+    """The certificate of the authority that signs the service's own, DER: what CA Issuers leads to. ``base``: the URL
+    below which the certificates and revocation lists of the authorities are; without it, it does not say where."""
+    return _authority(TEST_ISSUER_NAME, base)
+
+
+@functools.lru_cache(maxsize=16)
+def _authority(subject: str, base: str) -> bytes:
+    return _certificate(subject, TEST_ROOT_NAME, AUTHORITY_TIMES, [
+        _extension("2.5.29.19", _sequence(TRUE), critical=True),
+        _extension("2.5.29.15", _der(0x03, b"\x01\x06"), critical=True),  # keyCertSign, cRLSign
+    ] + (_places(base, TEST_ROOT_NAME) if base else []))
 
 
 @functools.lru_cache(maxsize=None)
-def _authority(subject: str, issuer: str) -> bytes:
-    return _certificate(subject, issuer, AUTHORITY_TIMES[0], AUTHORITY_TIMES[1], [
-        _extension("2.5.29.19", _sequence(TRUE), critical=True),
-        _extension("2.5.29.15", _der(0x03, b"\x01\x06"), critical=True)])  # keyCertSign, cRLSign
+def token_certificate() -> bytes:
+    """A certificate of the key that signs tokens, DER, signed by itself."""
+    return _certificate(TEST_TOKEN_NAME, TEST_TOKEN_NAME, AUTHORITY_TIMES, [])
 
 
 @functools.lru_cache(maxsize=16)
 def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base: str) -> bytes:
     """The certificate of the service, DER, as observed in 2026, for the DNS ``names``, of which the last is its common
-    name. ``base``: the URL below which its issuer's certificate and revocation list are."""
-    def url(path: str) -> bytes:
-        return _der(0x86, (base + "/" + path).encode())
-
-    return _certificate(SERVICE_NAME + names[-1], issuer, start, start + CERTIFICATE_SECONDS, [
+    name. ``base``: as for issuing_certificate."""
+    return _certificate(SERVICE_NAME + names[-1], issuer, (start, start + CERTIFICATE_SECONDS), [
         _extension("2.5.29.15", _der(0x03, b"\x05\xa0"), critical=True),  # digitalSignature, keyEncipherment
         _extension("2.5.29.37", _sequence(_oid("1.3.6.1.5.5.7.3.1"))),  # serverAuth
         _extension("2.5.29.19", _sequence(), critical=True),
-        _extension("2.5.29.17", _sequence(*[_der(0x82, name.encode()) for name in names])),
+        _extension("2.5.29.17", _sequence(*[_der(0x82, name.encode()) for name in names]))]
+        + _places(base, TEST_ISSUER_NAME))
+
+
+def _places(base: str, issuer: str) -> "List[bytes]":
+    """The extensions that say where a certificate's issuer is to be found, and whether it was revoked."""
+    certificate, revoked, ocsp = [_der(0x86, (base + "/" + name).encode()) for name in FILES[issuer] + ("ocsp",)]
+    return [
         _extension("1.3.6.1.5.5.7.1.1", _sequence(
-            _sequence(_oid("1.3.6.1.5.5.7.48.2"), url(ISSUING_FILE)),
-            _sequence(_oid("1.3.6.1.5.5.7.48.1"), url("ocsp")))),
-        _extension("2.5.29.31", _sequence(_sequence(_explicit(0, _explicit(0, url(REVOKED_FILE))))))])
+            _sequence(_oid("1.3.6.1.5.5.7.48.2"), certificate), _sequence(_oid("1.3.6.1.5.5.7.48.1"), ocsp))),
+        _extension("2.5.29.31", _sequence(_sequence(_explicit(0, _explicit(0, revoked)))))]
 
 
-def _certificate(subject: str, issuer: str, start: float, end: float, extensions: "List[bytes]") -> bytes:
-    """An X.509 certificate of the test key, DER. Times in seconds since 1970."""
-    key = _sequence(_integer(int.from_bytes(modulus(), "big")), _integer(65537))
+def _certificate(subject: str, issuer: str, times: "Tuple[float, float]", extensions: "List[bytes]") -> bytes:
+    """An X.509 certificate, DER. Times in seconds since 1970."""
+    key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(65537))
     return _signed(
-        _explicit(0, _integer(2)), _integer(_serial(subject, start)), _algorithm(SHA256_WITH_RSA), _name(issuer),
-        _sequence(_time(start), _time(end)), _name(subject),
-        _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)),
-        _explicit(3, _sequence(*extensions + [_extension("2.5.29.14", _der(0x04, _key_id())), _authority_key()])))
+        issuer, _explicit(0, _integer(2)), _integer(_serial(subject, times[0])), _algorithm(SHA256_WITH_RSA),
+        _name(issuer), _sequence(_time(times[0]), _time(times[1])), _name(subject),
+        _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)), _explicit(3, _sequence(*extensions + [
+            _extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])))
 
 
 @functools.lru_cache(maxsize=4)
-def revocation_list(start: int) -> bytes:
-    """The revocation list of the issuing authority, DER: empty, and valid for a week."""
+def revocation_list(issuer: str, start: int) -> bytes:
+    """The revocation list of an authority, DER: empty, and valid for a week."""
     return _signed(
-        _integer(1), _algorithm(SHA256_WITH_RSA), _name(TEST_ISSUER_NAME), _time(start), _time(start + 7 * 86400),
-        _explicit(0, _sequence(_authority_key(), _extension("2.5.29.20", _integer(start)))))
+        issuer, _integer(1), _algorithm(SHA256_WITH_RSA), _name(issuer), _time(start), _time(start + 7 * 86400),
+        _explicit(0, _sequence(_authority_key(issuer), _extension("2.5.29.20", _integer(start)))))
 
 
-def _signed(*parts: bytes) -> bytes:
+def _signed(issuer: str, *parts: bytes) -> bytes:
     """The frame of a certificate and of a revocation list: content, algorithm, signature."""
     content = _sequence(*parts)
-    return _sequence(content, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(content)))
+    return _sequence(content, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(content, issuer)))
 
 
 def pem(certificate: bytes) -> str:
@@ -1750,15 +1774,14 @@ def _serial(name: str, start: float) -> int:
     return int.from_bytes(hashlib.sha256(b"%s %d" % (name.encode(), start)).digest()[:15], "big") | 1
 
 
-@functools.lru_cache(maxsize=None)
-def _key_id() -> bytes:
+def _key_id(name: str) -> bytes:
     import hashlib
 
-    return hashlib.sha256(modulus()).digest()[:20]
+    return hashlib.sha256(modulus(name)).digest()[:20]
 
 
-def _authority_key() -> bytes:
-    return _extension("2.5.29.35", _sequence(_der(0x80, _key_id())))
+def _authority_key(issuer: str) -> bytes:
+    return _extension("2.5.29.35", _sequence(_der(0x80, _key_id(issuer))))
 
 
 def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
@@ -2315,18 +2338,32 @@ class Service:
                 "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
                 "response_types_supported": ["id_token"]}
 
+    def _keys(self, request: "Request") -> "Any":
+        import base64
+
+        return {"keys": [{
+            "kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID, "e": "AQAB",
+            "n": base64url(modulus()), "x5c": [base64.b64encode(token_certificate()).decode()]}]}
+
+    def revoked(self, issuer: str) -> bytes:
+        """The revocation list of an authority, of today."""
+        return revocation_list(issuer, int(self.clock()) // 86400 * 86400)
+
     def attested_document(self, asked: "Target", request: "Request") -> "Any":
-        """The attested document; the URLs in its certificate lead to the Host that was asked."""
         nonce = asked.query.get("nonce", "")
         if len(nonce) > MAX_NONCE:
             raise Rejection("nonce")
-        host = request.headers.get("host")
-        return self.attested(asked.query["api-version"], nonce, self.attested_flaw, "http://" + host if host else None)
+        return self.attested(asked.query["api-version"], nonce, self.attested_flaw, request)
+
+    def authorities(self, request: "Optional[Request]") -> str:
+        """The URL below which the certificates of the authorities are: by the Host that was asked."""
+        host = request.headers.get("host") if request else None
+        return (self._attested_issuer or ("http://" + host if host else self.base)).rstrip("/")
 
     def attested(
-        self, version: str, nonce: str, flaw: "Optional[str]" = None, base: "Optional[str]" = None,
+        self, version: str, nonce: str, flaw: "Optional[str]" = None, request: "Optional[Request]" = None,
     ) -> "Dict[str, str]":
-        """The attested document: {"encoding": "pkcs7", "signature": base64}; ``base``: the URL of this service."""
+        """The attested document: {"encoding": "pkcs7", "signature": base64}."""
         import base64
 
         if self._recorded and not nonce and not flaw:
@@ -2340,8 +2377,8 @@ class Service:
         region = re.sub("[^a-z0-9-]", "", self.instance["compute"]["location"].lower())[:63] or "westus"
         issuer = "CN=nobody's CA" if flaw == "signer" else TEST_ISSUER_NAME
         start = created - created % 86400 - CERTIFICATE_BACKDATED  # a new certificate a day
-        signer = service_certificate(("%s.%s" % (region, domain), domain), issuer, start,
-                                     (self._attested_issuer or base or self.base).rstrip("/"))
+        names = "%s.%s" % (region, domain), domain
+        signer = service_certificate(names, issuer, start, self.authorities(request))
         data = signed_data(content, signature, signer, SERVICE_NAME + domain, issuer, start)
         return {"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}
 
@@ -2403,12 +2440,13 @@ class Service:
 # Outside /metadata: what those who check tokens or attested documents ask of the authorities that signed them.
 PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
     ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
-    "discovery/keys": (JSON_TYPE, lambda service, request: {"keys": [{
-        "kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID, "e": "AQAB",
-        "n": base64url(modulus())}]}),
+    "discovery/keys": (JSON_TYPE, Service._keys),
     "imds-test-ca.pem": (TEXT_TYPE, lambda service, request: pem(root_certificate()).encode()),
-    ISSUING_FILE: (CERTIFICATE_TYPE, lambda service, request: issuing_certificate()),
-    REVOKED_FILE: (REVOCATION_TYPE, lambda service, request: revocation_list(int(service.clock()) // 86400 * 86400)),
+    FILES[TEST_ROOT_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: root_certificate()),
+    FILES[TEST_ROOT_NAME][1]: (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ROOT_NAME)),
+    FILES[TEST_ISSUER_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: issuing_certificate(
+        service.authorities(request))),
+    FILES[TEST_ISSUER_NAME][1]: (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ISSUER_NAME)),
 }
 
 

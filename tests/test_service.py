@@ -682,7 +682,8 @@ class Token(unittest.TestCase):
             "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
             "response_types_supported": ["id_token"]})
         key, = json.loads(ask(base + "/discovery/keys", {}, of=one).body.decode())["keys"]
-        modulus = key.pop("n")
+        modulus, certificates = key.pop("n"), key.pop("x5c")
+        self.assertEqual(certificates, [base64.b64encode(imds.token_certificate()).decode()])
         self.assertEqual(key, {"kty": "RSA", "use": "sig", "alg": "RS256", "e": "AQAB", "kid": "imds-emulator-public-test-key",
                                "x5t": "imds-emulator-public-test-key"})
         signed, _, signature = self.answer(of=one)["access_token"].rpartition(".")
@@ -780,10 +781,16 @@ class Attested(unittest.TestCase):
     def test_what_is_published(self):
         one = service()
         for target, body in (("/imds-test-ca.pem", imds.pem(imds.root_certificate()).encode()),
-                             ("/imds-test-issuing-ca.crt", imds.issuing_certificate())):
+                             ("/imds-test-ca.crt", imds.root_certificate()),
+                             ("/imds-test-issuing-ca.crt", imds.issuing_certificate("http://localhost"))):
             response = ask(target, {}, of=one)  # without the Metadata header
             self.assertEqual((response.status, response.body), (200, body))
-        self.assertEqual(ask("/imds-test-issuing-ca.crl", {}, of=one).status, 200)
+        for target in ("/imds-test-issuing-ca.crl", "/imds-test-ca.crl"):
+            self.assertEqual(ask(target, {}, of=one).status, 200)
+        for settings, headers, url in (({}, {"host": "127.0.0.1:8169"}, b"http://127.0.0.1:8169/imds-test-ca.crl"),
+                                       ({"attested_issuer": "http://ca.example/"}, {}, b"http://ca.example/imds-test-ca.crl")):
+            self.assertIn(url, ask("/imds-test-issuing-ca.crt", headers, of=service(**settings)).body)
+        self.assertNotIn(b"http", imds.issuing_certificate())
         self.assertEqual(ask("/ocsp", {}, of=one).status, 404)
 
 

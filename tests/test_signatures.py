@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 
 import imds
 from tests.support import claims
@@ -102,7 +103,8 @@ class DER(unittest.TestCase):
         signer = service_certificate()
         data = imds.signed_data(b"{}" * 300, imds.sign(b"{}" * 300), signer, imds.SERVICE_NAME + NAMES[1],
                                 imds.TEST_ISSUER_NAME, 1700000000)
-        for encoded in (imds.root_certificate(), imds.issuing_certificate(), signer, imds.revocation_list(1700006400), data):
+        for encoded in (imds.root_certificate(), imds.issuing_certificate(), imds.issuing_certificate("http://x"), signer,
+                        imds.token_certificate(), imds.revocation_list(imds.TEST_ISSUER_NAME, 1700006400), data):
             count = 0
             for _, size, octets, _ in elements(encoded):
                 self.assertEqual(octets, 1 if size < 128 else 2 if size < 256 else 3)
@@ -136,10 +138,25 @@ class Certificates(unittest.TestCase):
 
     def test_root_and_issuing_authority_never_change(self):
         for certificate, known in (
-            (imds.root_certificate(), "a67287f1e08a1ee620b0a1e1de8cd1a0f2017bf4570ce33c7534e2a0934d9b26"),
-            (imds.issuing_certificate(), "bd09c4186af1a1f13a994f54f5d7e2fda88c1093587b433a04810f69a894ecf3"),
+            (imds.root_certificate(), "d6a7c8f42800e22d7ba00a4978fffdefcfbb4b70f130188ae59215e1324d4aa3"),
+            (imds.issuing_certificate(), "c8863e1841dbcbed845c28fa6abf1c23f18f28d878022d0261b620a09d40b5d3"),
+            (imds.token_certificate(), "b75aa28e928659d052e9ac8b492fd4e67a19ac8f1d4c66c1ced3bc0445436a50"),
         ):
             self.assertEqual(hashlib.sha256(certificate).hexdigest(), known)
+
+    def test_each_has_a_key_of_its_own(self):
+        names = (imds.TEST_ROOT_NAME, imds.TEST_ISSUER_NAME, "")
+        keys = [imds._key_id(name) for name in names]
+        self.assertEqual(len(set(keys)), 3)
+        certificates = [imds.root_certificate(), imds.issuing_certificate("http://x"), service_certificate()]
+        for at, certificate in enumerate(certificates):
+            own, issuers = b"\x06\x03\x55\x1d\x0e\x04\x16\x04\x14" + keys[at], b"\x80\x14" + keys[max(0, at - 1)]
+            self.assertEqual((certificate.count(own), certificate.count(issuers)), (1, 1))
+            for name in names:  # only the issuer's opens the signature
+                number = int.from_bytes(imds.modulus(name), "big")
+                self.assertEqual(number.bit_length(), 2048)
+                opened = pow(int.from_bytes(certificate[-256:], "big"), 65537, number).to_bytes(256, "big")
+                self.assertEqual(opened.startswith(b"\0\1\xff\xff"), name == names[max(0, at - 1)])
 
     def test_serial_numbers_are_positive_and_differ(self):
         certificates = [imds.root_certificate(), imds.issuing_certificate()] + [
@@ -235,13 +252,27 @@ class OpenSSL(unittest.TestCase):
             fetched = asked.getresponse()
             self.assertEqual((fetched.status, fetched.getheader("Content-Type")), (200, "application/pkix-cert"))
             der = self.write("intermediate.crt", fetched.read())
-            crl, = re.findall(r"URI:(http\S+\.crl)", text)
-            asked.request("GET", "/" + crl.split("/", 3)[3])
-            revoked = self.write("revoked.crl", asked.getresponse().read())
+            code, pem, errors = self.openssl("x509", "-inform", "DER", "-in", der, "-outform", "PEM")
+            self.assertEqual(code, 0, errors)
+            intermediate = self.write("intermediate.pem", pem)
+            _, more, _ = self.openssl("x509", "-in", intermediate, "-noout", "-text")
+            lists = b""
+            for crl in re.findall(r"URI:(http\S+\.crl)", text) + re.findall(r"URI:(http\S+\.crl)", more.decode()):
+                asked.request("GET", "/" + crl.split("/", 3)[3])
+                reply = asked.getresponse()
+                self.assertEqual((reply.status, reply.getheader("Content-Type")), (200, "application/pkix-crl"))
+                revoked = self.write("revoked.crl" if b"CRL" not in lists else "of-the-root.crl", reply.read())
+                code, pem, errors = self.openssl("crl", "-inform", "DER", "-in", revoked, "-outform", "PEM")
+                lists += pem
+            url, = re.findall(r"CA Issuers - URI:(\S+)", more.decode())
+            asked.request("GET", "/" + url.split("/", 3)[3])
+            self.assertEqual(asked.getresponse().read(), imds.root_certificate())
             asked.close()
-        code, pem, errors = self.openssl("x509", "-inform", "DER", "-in", der, "-outform", "PEM")
-        self.assertEqual(code, 0, errors)
-        intermediate = self.write("intermediate.pem", pem)
+        self.assertEqual(lists.count(b"BEGIN X509 CRL"), 2)
+        for more in ([], ["-x509_strict"], ["-crl_check_all", "-CRLfile", self.write("crl.pem", lists)]):
+            code, out, errors = self.openssl("verify", "-CAfile", self.root, "-untrusted", intermediate, *more + [signer])
+            self.assertEqual((code, out.decode().rpartition(": ")[2].strip()), (0, "OK"), errors)
+        revoked = os.path.join(self.folder, "revoked.crl")
         code, out, errors = self.openssl("verify", "-CAfile", self.root, "-untrusted", intermediate, signer)
         self.assertEqual((code, out.decode().rpartition(": ")[2].strip()), (0, "OK"), errors)
         self.assertNotEqual(self.openssl("verify", "-CAfile", self.root, signer)[0], 0)  # not without the intermediate
@@ -281,7 +312,11 @@ class OpenSSL(unittest.TestCase):
 
     def test_the_key_of_a_token(self):
         head, _, signature = imds.jwt('{"a":1}').rpartition(".")
-        code, pem, errors = self.openssl("x509", "-in", self.root, "-pubkey", "-noout")
+        with imds.Emulator() as vm, urllib.request.urlopen(vm.url + "/common/discovery/keys", timeout=10) as reply:
+            key, = json.loads(reply.read().decode())["keys"]
+        certificate, = key["x5c"]
+        path = self.write("token.crt", base64.b64decode(certificate))
+        code, pem, errors = self.openssl("x509", "-inform", "DER", "-in", path, "-pubkey", "-noout")
         self.assertEqual(code, 0, errors)
         code, out, errors = self.openssl(
             "dgst", "-sha256", "-verify", self.write("key.pem", pem), "-signature",
