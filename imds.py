@@ -5139,7 +5139,7 @@ SENT = {  # by a check
 # come, or a key of SHAPES; verb; header: a key of SENT; name; target, in which {i} is /metadata/instance, and {v} asks
 # for the newest version on offer.
 Check = collections.namedtuple("Check", "mark expected verb header name target")
-CONTRACT_CHECKS = [Check(*re.split("  +", line.strip())) for line in """\
+CONTRACT_CHECKS = """\
 observed    metadata            GET   -      no header                    {i}{v}
 documented  metadata            GET   false  header that says false       {i}{v}
 observed    document            GET   True   header in other case         {i}{v}
@@ -5199,11 +5199,18 @@ observed    content-length      GET   true   header Content-Length        {i}{v}
 chosen      path                GET   true   platform of newer tokens     {m}/identity/getplatformmetadata{cred}=2.0
 chosen      path                GET   true   credential, by GET           {m}/identity/credential{cred}=1.0
 chosen      path                GET   true   newer credential, by GET     {m}/identity/issuecredential{cred}=2.0
-""".format(i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=TOKENS",
-           token="/metadata/identity/oauth2/token", text="&format=text", cred="?cred-api-version",
-           r="&resource=https://management.azure.com/").splitlines()]
-CONTRACT_CHECKS += [Check("documented", "document", "GET", "true", "document at " + version,
-                          "/metadata/instance?api-version=" + version) for version in VERSIONS]
+"""
+
+
+@functools.lru_cache(maxsize=None)
+def contract_checks() -> "List[Check]":
+    """The checks of the table, and one for the document at each version."""
+    lines = CONTRACT_CHECKS.format(
+        i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=TOKENS", text="&format=text",
+        token="/metadata/identity/oauth2/token", cred="?cred-api-version", r="&resource=https://management.azure.com/")
+    return [Check(*re.split("  +", line.strip())) for line in lines.splitlines()] + [
+        Check("documented", "document", "GET", "true", "document at " + version,
+              "/metadata/instance?api-version=" + version) for version in VERSIONS]
 
 
 def judge(check_row: "Check", reply: "Reply") -> str:
@@ -5440,7 +5447,7 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
 def verify(
     ask: "Callable[[str, str, Mapping[str, str]], Tuple[int, Mapping[str, str], bytes]]",
 ) -> "Iterator[Tuple[Check, str, str]]":
-    """Yield each of CONTRACT_CHECKS with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
+    """Yield each of contract_checks() with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
     header = {"Metadata": "true"}
     listed, problem = [], None  # type: List[Any], Optional[Error]
@@ -5458,7 +5465,7 @@ def verify(
         named = [each for each in VERSIONS if each in listed]
     newest = max(named or [NEWEST])
     for_tokens = newest if offered and TOKEN_VERSION not in offered else TOKEN_VERSION
-    for row in CONTRACT_CHECKS:
+    for row in contract_checks():
         row = row._replace(target=row.target.replace("VERSION", newest).replace("TOKENS", for_tokens))
         asked, has_shape = parse_target(row.target), row.expected in SHAPES
         version = asked.query.get("api-version", "")
