@@ -1107,7 +1107,7 @@ def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "D
     """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from the VM's."""
     is_system, last = said["type"] == "system", said.get("resourceId", "").rpartition("/")[2]
     name = said.get("name") or last or said.get("clientId") or said.get("objectId", "")
-    spec = "system" if is_system else "user:" + name
+    spec = "system" if is_system else "user:" + (said.get("resourceId") or name).lower()
     resource_id = compute["resourceId"] if is_system else (
         "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
         % (compute["subscriptionId"], compute["resourceGroupName"], name))

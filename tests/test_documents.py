@@ -295,6 +295,9 @@ class Identities(unittest.TestCase):
                                     self.VM)
         self.assertEqual(chosen, {"type": "user", "clientId": "c", "objectId": "o", "resourceId": "/r"})
         self.assertTrue(imds.full_identity({"type": "user", "clientId": "c"}, self.VM)["resourceId"].endswith("/c"))
+        same_name = [imds.full_identity({"type": "user", "resourceId": "/subscriptions/s/resourceGroups/%s/app" % group}, self.VM)
+                     for group in ("one", "two", "TWO")]
+        self.assertEqual([len({each[key] for each in same_name}) for key in ("clientId", "objectId")], [2, 2])
 
     def test_identities_of_a_document(self):
         mine = {"type": "user", "clientId": "c", "objectId": "o", "resourceId": "/r"}
