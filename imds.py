@@ -1831,15 +1831,17 @@ Target = collections.namedtuple("Target", "names endpoint row rest query problem
 def parse_target(target: str) -> "Target":
     """Take a request's target apart: percent-decoded once, without doubled slashes, "metadata" in any case. Dots are
     names like any other, for the service does not resolve them (observed)."""
-    # Servers have to accept the form for proxies, too: http://HOST/PATH.
-    raw_path, _, raw_query = re.sub("^http://[^/?]*", "", target, flags=re.I).partition("?")
+    if not target.startswith("/"):  # servers have to accept the form for proxies, too: http://HOST/PATH
+        target = re.sub("^http://[^/?]*", "", target, flags=re.I)
+    raw_path, _, raw_query = target.partition("?")
     query, problem = {}, None  # type: Dict[str, str], Optional[str]
     try:
         names = tuple(filter(None, _decode(raw_path).split("/")))
         for pair in filter(None, raw_query.split("&")):
-            name, _, value = (_decode(part) for part in pair.replace("+", " ").partition("="))
+            raw_name, _, value = pair.replace("+", " ").partition("=")
+            name = _decode(raw_name)
             problem = "duplicate" if name in query else problem
-            query[name] = value
+            query[name] = _decode(value)
     except ValueError:
         names, problem = tuple(filter(None, raw_path.split("/"))), "target"
     if names and names[0].lower() == "metadata":
@@ -3416,6 +3418,8 @@ MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # answers in a row, and bytes, befo
 MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer a Moment keeps; how many answers it keeps
 MAX_AT_ONCE = 8 * 1024  # bytes of an answer that surely reach a client before whatever it sends by mistake
 DRIP_TIME = 0.02  # seconds between two bytes of the fault "drip"
+# Verb, target and version. The target is a path, or a URL, as for a proxy; for OPTIONS "*", for CONNECT a host.
+REQUEST_LINE = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ((?:/|\*|(?i:http://)|(?<=^CONNECT )[!-~])[!-~]*) (HTTP/1\.\d)\Z"
 HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -3427,12 +3431,11 @@ Kept = collections.namedtuple("Kept", "before after ending lingers exchange")
 def parse_head(head: bytes) -> "Request":
     """Parse the head of a request, without the empty line at its end. Raises Rejection."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
-    words = lines[0].split(" ")
-    if not (len(words) == 3 and words[0] and TOKEN.issuperset(words[0]) and re.match(r"[!-~]+\Z", words[1])
-            and re.match(r"HTTP/1\.\d\Z", words[2])
-            and (words[0] == "CONNECT" or re.match(r"/|http://|\*", words[1], re.I))):
+    found = re.match(REQUEST_LINE, lines[0], re.A)
+    if not found:
         raise Rejection("malformed")
-    return Request(words[0], words[1], parse_headers(lines[1:]), b"", words[2])
+    verb, target, version = found.groups()
+    return Request(verb, target, parse_headers(lines[1:]), b"", version)
 
 
 _parse_again = functools.lru_cache(maxsize=64)(parse_head)  # clients repeat themselves
