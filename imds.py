@@ -3648,7 +3648,7 @@ class Conversation:
         if manner == "cut":
             body_size = 0 if exchange.request.verb == "HEAD" else len(exchange.response.body)
             data = data[:len(data) - max(1, (body_size or len(data)) // 2)]
-            self.ending = "close"
+            self.ending, self.lingers = "close", True
         elif manner in ("reset", "hang"):
             self.ending, data = manner, b""
         elif manner == "drip":
@@ -3793,7 +3793,8 @@ def _server_class() -> "Any":
 
         def accept(self) -> None:
             newcomers: "List[_Connection]" = []
-            while len(newcomers) < MAX_REPLIES and (len(self.connections) < self.most or self.make_room()):
+            while len(newcomers) < MAX_REPLIES and (
+                    len(self.connections) + len(newcomers) < self.most or self.make_room()):
                 try:
                     client, address = self.get_request()
                 except OSError as error:
@@ -3911,12 +3912,11 @@ def _server_class() -> "Any":
             ending, lingers = connection.conversation.ending, connection.conversation.lingers
             if ending == "reset":
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            if ending == "reset" or ending == "close" and not lingers:
-                self.drop(connection)
-                return
-            if ending == "close":
+            if ending == "close":  # which sends what is held back; close() alone would lose that with a reset
                 connection.socket.shutdown(socket.SHUT_WR)
             connection.lingering, connection.since = True, self.now
+            if ending == "reset" or ending == "close" and not lingers:
+                self.drop(connection)
 
         def time_out(self, connection: "_Connection") -> None:
             if not connection.conversation.in_request or connection.unsent or connection.lingering:

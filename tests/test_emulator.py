@@ -652,6 +652,14 @@ class Connections(Case):
                 ended = [each for each in vm._server.connections if each.conversation.ending]
                 self.assertEqual([each.lingering for each in ended], [True] * lingers)
 
+    def test_no_answer_is_lost_with_what_was_not_read(self):
+        head = b"GET /metadata/instance/compute/name?api-version=2021-02-01&format=text HTTP/1.1\r\nHost: localhost\r\n" \
+               b"Connection: close\r\nMetadata: true\r\nX: "
+        with imds.Emulator() as vm:  # as much as is read at once, and more
+            client = self.connect(vm)
+            client.sendall(head + b"a" * (16384 - len(head) - 4) + b"\r\n\r\n" + b"more")
+            self.assertTrue(read_all(client).endswith(b"avset2"))
+
     def test_who_goes_while_a_delayed_answer_is_to_be_the_last_is_forgotten(self):
         for fault in ("delay 100ms hang", "delay 100ms cut"):
             with self.subTest(fault=fault), imds.Emulator(faults=[fault]) as vm:
