@@ -1664,11 +1664,12 @@ def _places(base: str, issuer: str) -> "List[bytes]":
 def _certificate(subject: str, issuer: str, times: "Tuple[float, float]", extensions: "List[bytes]") -> bytes:
     """An X.509 certificate, DER. Times in seconds since 1970."""
     key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(65537))
+    more = _sequence(*extensions + [
+        _extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])
     return _signed(
-        issuer, _explicit(0, _integer(2)), _integer(_serial(subject, times[0])), _algorithm(SHA256_WITH_RSA),
+        issuer, _explicit(0, _integer(2)), _integer(_serial(subject, times[0], more)), _algorithm(SHA256_WITH_RSA),
         _name(issuer), _sequence(_time(times[0]), _time(times[1])), _name(subject),
-        _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)), _explicit(3, _sequence(*extensions + [
-            _extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])))
+        _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)), _explicit(3, more))
 
 
 @functools.lru_cache(maxsize=4)
@@ -1695,10 +1696,11 @@ def pem(certificate: bytes) -> str:
 
 # --- PKCS#7
 
-def signed_data(content: bytes, signature: bytes, signer: bytes, subject: str, issuer: str, start: float) -> bytes:
+def signed_data(content: bytes, signature: bytes, signer: bytes) -> bytes:
     """PKCS#7 SignedData, DER, as the service writes it (observed): with the content, without signed attributes,
     with sha256WithRSAEncryption as the digest's algorithm, and with the signer's certificate alone."""
-    info = _sequence(_integer(1), _sequence(_name(issuer), _integer(_serial(subject, start))),
+    _, serial, _, issuer, *_ = _elements(_elements(_elements(signer)[0])[0])
+    info = _sequence(_integer(1), _sequence(_sequence(issuer), _der(0x02, serial)),
                      _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(0x04, signature))
     return _sequence(_oid(SIGNED_DATA), _explicit(0, _sequence(
         _integer(1), _set(_algorithm(SHA256_WITH_RSA)), _sequence(_oid(DATA), _explicit(0, _der(0x04, content))),
@@ -1768,10 +1770,11 @@ def _time(seconds: float) -> bytes:
     return _der(0x17, stamp[2:].encode()) if 1950 <= moment[0] < 2050 else _der(0x18, stamp.encode())
 
 
-def _serial(name: str, start: float) -> int:
+def _serial(subject: str, start: float, extensions: bytes) -> int:
+    """The number of a certificate, which is for it alone: an issuer may not use one twice."""
     import hashlib
 
-    return int.from_bytes(hashlib.sha256(b"%s %d" % (name.encode(), start)).digest()[:15], "big") | 1
+    return int.from_bytes(hashlib.sha256(b"%s %d %s" % (subject.encode(), start, extensions)).digest()[:15], "big") | 1
 
 
 def _key_id(name: str) -> bytes:
@@ -2381,8 +2384,8 @@ class Service:
         start = created - created % 86400 - CERTIFICATE_BACKDATED  # a new certificate a day
         names = "%s.%s" % (region, domain), domain
         signer = service_certificate(names, issuer, start, self.authorities(request))
-        data = signed_data(content, signature, signer, SERVICE_NAME + domain, issuer, start)
-        return {"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}
+        return {"encoding": "pkcs7",
+                "signature": base64.b64encode(signed_data(content, signature, signer)).decode()}
 
     def _attested_content(self, version: str, nonce: str, flaw: "Optional[str]", created: int) -> bytes:
         """The content to sign, as JSON: the fields of ``version``, in alphabetical order."""

@@ -346,9 +346,8 @@ class Attested(unittest.TestCase):
         """SignedData of 2021: the outer form, the digest's algorithm, and the content, which stands inside."""
         head = bytes.fromhex("30820a5906092a864886f70d010702a0820a4a30820a46020101310f300d06092a864886f70d01010b0500"
                              "3081e306092a864886f70d010701a081d50481d2")
-        data = imds.signed_data(b"x" * 210, b"s" * 256, b"\x30\x82\x07\xaf" + b"c" * 1967,
-                                imds.SERVICE_NAME + "metadata.azure.com",
-                                imds.TEST_ISSUER_NAME, 1609459200)
+        data = imds.signed_data(b"x" * 210, b"s" * 256, imds.service_certificate(
+            ("metadata.azure.com",), imds.TEST_ISSUER_NAME, 1609459200, "http://localhost"))
         self.assertEqual(data[4:15], head[4:15])  # SignedData
         self.assertEqual(data[23:43], head[23:43])  # version 1; sha256WithRSAEncryption where a digest's name should be
         self.assertEqual(data[43:62], head[43:62])  # Data, in an OCTET STRING

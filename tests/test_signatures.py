@@ -1,6 +1,7 @@
 """Room 4: RSA, DER, X.509, PKCS#7 and JWT, beside known answers and, where it is there, beside openssl."""
 
 import base64
+import collections
 import hashlib
 import http.client
 import json
@@ -101,8 +102,7 @@ class DER(unittest.TestCase):
 
     def test_all_that_is_built_is_der(self):
         signer = service_certificate()
-        data = imds.signed_data(b"{}" * 300, imds.sign(b"{}" * 300), signer, imds.SERVICE_NAME + NAMES[1],
-                                imds.TEST_ISSUER_NAME, 1700000000)
+        data = imds.signed_data(b"{}" * 300, imds.sign(b"{}" * 300), signer)
         for encoded in (imds.root_certificate(), imds.issuing_certificate(), imds.issuing_certificate("http://x"), signer,
                         imds.token_certificate(), imds.revocation_list(imds.TEST_ISSUER_NAME, 1700006400), data):
             count = 0
@@ -138,9 +138,9 @@ class Certificates(unittest.TestCase):
 
     def test_root_and_issuing_authority_never_change(self):
         for certificate, known in (
-            (imds.root_certificate(), "d6a7c8f42800e22d7ba00a4978fffdefcfbb4b70f130188ae59215e1324d4aa3"),
-            (imds.issuing_certificate(), "c8863e1841dbcbed845c28fa6abf1c23f18f28d878022d0261b620a09d40b5d3"),
-            (imds.token_certificate(), "b75aa28e928659d052e9ac8b492fd4e67a19ac8f1d4c66c1ced3bc0445436a50"),
+            (imds.root_certificate(), "ba22a3585694f5cb49bfb16fa73ecc9e3f0ec15ed2cc4d5037b14991689c89e3"),
+            (imds.issuing_certificate(), "4724b719646eb55ede598059a8c96ff022bc9179c7d0ecc700e74def578ca001"),
+            (imds.token_certificate(), "df53691dcd89de65121313fb3580dc0d1add4a64378f2eb1b2183be877c606da"),
         ):
             self.assertEqual(hashlib.sha256(certificate).hexdigest(), known)
 
@@ -159,10 +159,12 @@ class Certificates(unittest.TestCase):
                 self.assertEqual(opened.startswith(b"\0\1\xff\xff"), name == names[max(0, at - 1)])
 
     def test_serial_numbers_are_positive_and_differ(self):
-        certificates = [imds.root_certificate(), imds.issuing_certificate()] + [
+        certificates = [imds.root_certificate(), imds.issuing_certificate(), imds.issuing_certificate("http://x"),
+                        imds.issuing_certificate("http://y"), service_certificate(base="http://x"),
+                        service_certificate(names=("westus2.metadata.azure.com",) + NAMES[1:])] + [
             service_certificate(start) for start in (0, 86400, 1700000000)]
         serials = [[content for tag, _, _, content in elements(each) if tag == 0x02][1] for each in certificates]
-        self.assertEqual(len(set(serials)), 5)
+        self.assertEqual(len(set(serials)), 9)
         self.assertTrue(all(1 <= len(serial) <= 20 and serial[0] < 128 for serial in serials))
 
     def test_pem(self):
@@ -176,8 +178,12 @@ class Certificates(unittest.TestCase):
 class PKCS7(unittest.TestCase):
     def test_the_form_of_the_service(self):
         content = b'{"vmId":"x"}'
-        data = imds.signed_data(content, b"s" * 256, b"\x30\x03\x02\x01\x05", "CN=metadata.azure.com", "CN=issuer", 1700000000)
-        found = list(elements(data))
+        signer = service_certificate()
+        data = imds.signed_data(content, b"s" * 256, signer)
+        serial = [each for tag, _, _, each in elements(signer) if tag == 0x02][1]
+        self.assertEqual(data.count(b"\x02" + bytes([len(serial)]) + serial), 2)  # in the certificate, and by whom it is signed
+        self.assertEqual(data.count(imds._name(imds.TEST_ISSUER_NAME)), 2)
+        found = list((collections.Counter(elements(data)) - collections.Counter(elements(signer))).elements())
         algorithm = bytes.fromhex("06092a864886f70d01010b0500")  # sha256WithRSAEncryption, where a digest's should be (observed)
         self.assertEqual(sum(octets == algorithm for _, _, _, octets in found), 2)
         self.assertEqual(sum(octets == bytes.fromhex("06092a864886f70d0101010500") for _, _, _, octets in found), 1)
@@ -185,7 +191,7 @@ class PKCS7(unittest.TestCase):
         self.assertEqual(imds.signed_content(data), content)
 
     def test_what_is_none(self):
-        data = imds.signed_data(b"{}", b"s" * 256, b"\x30\x03\x02\x01\x05", "CN=a", "CN=b", 0)
+        data = imds.signed_data(b"{}", b"s" * 256, service_certificate())
         for wrong in (b"", b"{}", b"\x30", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff", b"\x30\x00" * 100, imds.root_certificate(),
                       data[:20], data[:-1], b"\x30\x03\x02\x01\x01"):
             with self.subTest(wrong=wrong[:20]), self.assertRaises(ValueError):
