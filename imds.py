@@ -1406,7 +1406,7 @@ class _Redactor:
             return text.upper() if value.isupper() else text
         in_set = self._set and re.match(r"(?i:%s)(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % re.escape(self._set), value)
         if in_set:
-            return self._own_name(self._set) + in_set.group(1)
+            return self.name(self._set) + in_set.group(1)
         found = re.match(r"(?s)(.+?)(_[0-9]{1,3}|0000[0-9A-Z]{2})\Z", value)
         base, suffix = found.groups() if found and not found.group(1).isdigit() else (value, "")
         return self.number("name", base.upper()) + suffix  # upper case, as EventIds are compared
@@ -1531,10 +1531,10 @@ def _published(compute: "Mapping[str, Any]") -> "set[str]":
     image = _object(_object(compute.get("storageProfile")).get("imageReference"))
     if any(image[name] for name in set(image).difference(IMAGE_WORDS + ("version", "exactVersion"))):
         return set()
-    words = [str(node.get(name, "")).lower() for node in (compute, image)
+    words = [node.get(name) for node in (compute, image)
              if str(node.get("publisher", "")).lower() in PUBLISHERS for name in IMAGE_WORDS]
-    return {word for word in words if re.match(r"(?!image[0-9]+\Z)[a-z0-9][a-z0-9._-]{0,63}\Z", word)
-            and not re.match(GUID, word)}
+    return {word.lower() for word in words if isinstance(word, str) and not re.match(GUID, word)
+            and re.match(r"(?i)(?!image[0-9]+\Z)[a-z0-9][a-z0-9._-]{0,63}\Z", word)}
 
 
 def _network(subnet: "Mapping[str, Any]") -> "Any":

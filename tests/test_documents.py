@@ -555,6 +555,7 @@ class Redact(unittest.TestCase):
             ({"compute": {"vmScaleSetName": "db", "osProfile": {"adminUsername": "db00dave", "computerName": "db00PASS"}}},
              ["dave", "pass"]),
             ({"compute": {"osProfile": {"adminUsername": "root0000pw"}}}, ["pw"]),
+            ({"compute": {"publisher": "canonical", "offer": 19850321, "sku": "19850321x", "plan": {"name": 19850321}}}, ["19850321\""]),
             ({"compute": {"newThing": "4155550123", "other": ["true", "Linux", "westus"]}},
              ["4155550123", "true", "linux", "westus"]),
             ({"compute": {"extendedLocation": {"name": "contoso-edge", "type": "EdgeZone"}}}, ["contoso"]),
@@ -728,7 +729,8 @@ class Redact(unittest.TestCase):
     def test_names_of_a_scale_set_whose_own_ends_in_a_number(self):
         guid = "8d10da13-8125-4ba9-a717-bf7490507b3d"
         for own, name, computer in (("web_1", "web_1_12345", "web_100000A"), (guid, guid + "_12345", guid + "00000A"),
-                                    ("777", "777_12345", "77700000A"), ("web0000AA", "web0000AA_7", "web0000AA00000A")):
+                                    ("777", "777_12345", "77700000A"), ("web_disk1", "web_disk1_3", "web_disk100000A"),
+                                    ("web_lun_1_2", "web_lun_1_2_3", "web_lun_1_200000A"), ("web0000AA", "web0000AA_7", "web0000AA00000A")):
             once = imds.redact({"compute": {"vmScaleSetName": own, "name": name, "osProfile": {"computerName": computer}}})
             compute = once["instance"]["compute"]
             self.assertEqual(compute["name"], compute["vmScaleSetName"] + name[len(own):])
