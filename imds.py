@@ -5245,11 +5245,15 @@ def _words_differ(text: str, reply: "Reply") -> str:
     """How a body differs from a text, around the first place where it does."""
     if reply.data == text.encode():
         return ""
-    if b"access_token" in reply.data:
-        return "a body that is not shown here, not %r" % text[:200]
     start = max(0, len(os.path.commonprefix([reply.text, text])) - 100)
-    cut = "..." if start else ""
-    return "body %r, not %r" % (cut + reply.text[start:start + 200], cut + text[start:start + 200])
+    return "body %s, not %s" % (_part_of(reply.text, start), _part_of(text, start))
+
+
+def _part_of(text: str, start: int = 0) -> str:
+    """A part of a body for a message, but nothing of a token."""
+    if re.search(r"(?i)access_?token|eyJ[\w-]{10}", text):
+        return "that may hold a token"
+    return repr(("..." if start else "") + text[start:start + 200])
 
 
 def _is_date(version: "Any") -> bool:
@@ -5277,7 +5281,9 @@ def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
 
 
 def _form_of(node: "Any") -> str:
-    return kind_of(node)[:50] if isinstance(node, (dict, list, str)) else format_json(node)
+    """What a node is, but nothing of a string."""
+    return "a string" if isinstance(node, str) else kind_of(node) if (
+        isinstance(node, (dict, list))) else format_json(node)
 
 
 def _without_indexes(names: "Iterable[str]") -> "List[str]":
@@ -5338,7 +5344,7 @@ def _text_differs(pattern: str, reply: "Reply") -> str:
         return "type %r, not text/plain" % reply.content_type
     if len(reply.data) > 65536:
         return "%d bytes, too many for this" % len(reply.data)
-    return "" if re.match(pattern, reply.text) else "body %r, not like %s" % (reply.text[:100], pattern)
+    return "" if re.match(pattern, reply.text) else "body %s, not like %s" % (_part_of(reply.text), pattern)
 
 
 def _listing_differs(pattern: str, reply: "Reply") -> str:
@@ -5968,17 +5974,18 @@ def _shown(value: "Any") -> str:
 def _run_verify(options: "Any") -> int:
     client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), 0.0
     answers: "set[str]" = set()  # kinds of answers that came
-    gone: "Optional[Error]" = None  # why the last request had no answer
+    gone: "List[Error]" = []  # why the last requests had no answer
 
     def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
-        nonlocal last, gone
+        nonlocal last
         time.sleep(max(0, last + 0.25 - time.monotonic()))  # at 4 a second no service throttles
-        last, gone = time.monotonic(), None
+        last = time.monotonic()
         try:
             status, said, body = client.ask_once(verb, target, headers)
         except Unreachable as error:
-            gone = error
+            gone.append(error)
             raise
+        gone.clear()
         is_failing = status in (410, 429, 500, 502, 503, 504)
         is_agent = status == 403 and not body  # of the guest proxy, which lets nobody through
         answers.add("failing" if is_failing else "imds" if is_agent or is_like_imds(body) else "other")
@@ -6004,8 +6011,8 @@ def _run_verify(options: "Any") -> int:
         say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, which the service refuses?")
     is_wrong = any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
     is_unsure = sum(counts["can't tell"] for counts in summary.values()) * 2 > len(rows)
-    if gone and (is_unsure or not is_wrong):
-        raise gone
+    if gone and is_unsure or len(gone) > 5 and not is_wrong:
+        raise gone[-1]
     if answers == {"failing"} or is_unsure and "failing" in answers:
         raise Unavailable("%s answers little but 410, 429 and 5xx; try again later" % client.endpoint)
     if "imds" not in answers:

@@ -230,7 +230,7 @@ class Checks(unittest.TestCase):
              "compute lacks vmId"),
             ("as JSON has it", "document at 2021-02-01", lambda body: body.replace(b'"Linux"', b"false"),
              "compute.osType is false, not a string"),
-            ("no token", "no header", lambda body: b'{"access_token":"hush"}', "a body that is not shown here, not "
+            ("no token", "no header", lambda body: b'{"access_token":"hush"}', "body that may hold a token, not "
              """'{ "error": "Bad request: . Required metadata header not specified" }'"""),
             ("since when", "document at 2017-12-01", lambda body: body.replace(b'"compute":{', b'"compute":{"licenseType":"",'),
              "it has compute/licenseType, which is there since 2020-09-01"),
@@ -241,6 +241,13 @@ class Checks(unittest.TestCase):
             with self.subTest(name=name, check=check):
                 found = verdicts(asker(change=lambda verb, target, headers, answer, body=body: answer[:2] + (body(answer[2]),)))
                 self.assertEqual(found[check], ("differs", why) if why else ("holds", ""))
+
+    def test_no_token_is_in_a_verdict(self):
+        for body in (b'{"access_token":"hush.hush"}', b'["eyJhushhushhush"]', b'"eyJhushhushhush"', b'eyJhushhushhush', b'{"Access_Token":"hush"}'):
+            for content_type in ("text/plain", "application/json; charset=utf-8"):
+                for status in (200, 400, 404):
+                    found = verdicts(lambda verb, target, headers, answer=(status, {"content-type": content_type}, body): answer)
+                    self.assertFalse([why for _, why in found.values() if "hush" in why])
 
     def test_what_can_not_be_told(self):
         def absent(verb, target, headers, answer):
@@ -426,6 +433,21 @@ class Command(unittest.TestCase):
 
         with mock.patch.object(imds, "judge", judged):
             self.assertEqual(verify(vm.url, "--timeout", "1")[0], 3)
+
+    def test_one_that_is_lost_is_no_server_that_is_gone(self):
+        ask_once = imds.Client.ask_once
+        for lost in (50, len(imds.contract_checks()) + 1):
+            count = []
+
+            def ask(client, *arguments, lost=lost, count=count):
+                count.append(arguments)
+                if len(count) == lost:
+                    raise imds.Unreachable("lost")
+                return ask_once(client, *arguments)
+
+            with imds.Emulator() as vm, mock.patch.object(imds.Client, "ask_once", ask):
+                code, out, _, _ = verify(vm.url)
+            self.assertEqual((code, out.count("can't tell  ")), (0, 1))
 
     def test_what_differs_is_said(self):
         with imds.Emulator(faults=["instance/compute/nonsense: 503 always"]) as vm:
