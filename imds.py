@@ -510,6 +510,8 @@ RETRIED_404 = ("instance", "identity/oauth2/token")
 # ==================================================================================================
 
 MAX_DEPTH, MAX_LEVELS = 64, 910  # levels of containers: in a user's document, in any JSON
+MAX_CONTAINERS = 200000  # in any JSON: each takes much more memory than its two characters
+JSON_STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'  # without its last quote where that is missing, or it would take long
 MAX_MESSAGE = 2000  # characters of an Error; a service's answer can be long
 
 
@@ -529,6 +531,7 @@ class Error(Exception):
         super().__init__(message)
         self.message, self.status, self.body, self.url = message, status, body, url
         self.offered: "List[str]" = []  # the api-versions to try instead, the best first
+        self.retry_after = 0  # seconds until the service wants to be asked again
 
     def __str__(self) -> str:  # KeyError would print a repr, OSError nothing
         return self.message
@@ -669,17 +672,21 @@ def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
 
 
 def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
-    """Parse JSON in UTF-8. Raises ValueError, also for more than MAX_LEVELS containers in one another: at the limit of
-    its recursion CPython before 3.9 may abort."""
+    """Parse JSON in UTF-8. Raises ValueError, also for too many containers, and for more than MAX_LEVELS in one
+    another: at the limit of its recursion CPython before 3.9 may abort."""
     text = data.decode()
-    if text.count("[") + text.count("{") > MAX_LEVELS:
+    count = text.count("[") + text.count("{")
+    if count > MAX_LEVELS:
         depth = deepest = 0
-        for run in re.findall(r"[\[{]+|[\]}]+", re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", text, flags=re.S)):
+        for run in re.findall(r"[\[{]+|[\]}]+", re.sub(JSON_STRING, "", text)) if count <= MAX_CONTAINERS else ():
             depth += len(run) if run[0] in "[{" else -len(run)
             deepest = max(deepest, depth)
-        if deepest > MAX_LEVELS:
-            raise ValueError("more than %d containers are in one another" % MAX_LEVELS)
-    return load(text)
+        if deepest > MAX_LEVELS or count > MAX_CONTAINERS:
+            raise ValueError("more than %d containers are in one another, or %d in all" % (MAX_LEVELS, MAX_CONTAINERS))
+    try:
+        return load(text)
+    except RecursionError:  # the caller is deep down already
+        raise ValueError("too many containers are in one another") from None
 
 
 def leaf(value: "Any") -> str:
@@ -4288,6 +4295,7 @@ class ScaleSet:
 TOKEN_VERSION = "2018-02-01"
 MAX_HEAD, MAX_REPLY, MAX_EVENTS = 64 * 1024, 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
 NOBODY = 2  # seconds to try where nobody listens, unless a deadline is given
+RENEGOTIATED = 60  # seconds for which an older api-version is asked for, before the newest is tried again
 RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is still valid
 IDENTITY_REFUSALS = frozenset(  # bodies that may be shown: no part of a request or a token is in them
     body for body in [refusal.body for refusal in REFUSALS.values()] + list(DIALECTS["identity"].values())
@@ -4391,11 +4399,13 @@ class Client:
                 raise ValueError("%s must be more than 0 seconds, not %r" % (name, seconds))
         self.api_version, self.timeout, self.deadline = api_version, timeout, deadline
         self._clock, self._timer, self._sleep = clock, timer, sleep
-        self._negotiated: "Dict[str, str]" = {}  # endpoint -> the api-version that it took
+        self._negotiated: "Dict[str, Tuple[str, float]]" = {}  # endpoint -> the api-version that it took, until when
         self._listed_events = False
         self.begun: "Optional[float]" = None  # ``timer`` when a deadline began that several calls share
         self.ahead = 0.0  # seconds by which the service's clock, and so NotBefore, is ahead of ours
-        self._tokens: "Dict[str, Any]" = {}
+        self._tokens: "Dict[str, _Token]" = {}
+        self._turns: "Dict[Any, Any]" = {}  # a lock for each token, for threads that ask for the same
+        self._failures: "Dict[str, Tuple[float, Error]]" = {}  # when it could not be had, and why
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
         """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
@@ -4423,9 +4433,10 @@ class Client:
 
     def _node(self, document: "Dict[str, Any]", path: str) -> "Any":
         try:
-            return resolve(document, path)
+            node = resolve(document, path)
+            return node if isinstance(node, (dict, list)) else leaf(node)
         except NotFound as error:
-            version, added = self.api_version or self._negotiated.get("instance", NEWEST), since(path)
+            version, added = self.api_version or self._negotiated.get("instance", (NEWEST, 0))[0], since(path)
             later: "Any" = error
             if added and added > version:
                 later = "there is no %r before api-version %s" % (path, added)
@@ -4495,7 +4506,7 @@ class Client:
                           refusal.status, refusal.body, refusal.url) from None
         text = reply.data.strip()
         answer = parsed_or_none(text) if text else {}
-        is_error = isinstance(answer, dict) and "error" in answer
+        is_error = isinstance(answer, dict) and bool({"error", "errors"}.intersection(map(str.lower, answer)))
         if is_error or not isinstance(answer, dict) or _is_foreign(reply):
             raise (Refused if is_error else NotIMDS)("%s answered %d to an approval with %s: it was not taken" % (
                 reply.url, reply.status, "an error" if is_error else "something that is not the service's"),
@@ -4519,7 +4530,7 @@ class Client:
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
-            begun = self._timer()
+            begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
             try:
                 document, odd, lost = self._events(self._call())
                 if last and lost:  # an event that can't be read now is not gone
@@ -4531,8 +4542,10 @@ class Client:
             except Error as error:
                 failing, odd = begun if failing is None else failing, error
                 row = self._patience("/metadata/scheduledevents")
-                if self._timer() - failing >= (row.gone if error.status == 410 else row.total):
+                left = failing + (row.gone if error.status == 410 else row.total) - self._timer()
+                if left <= 0:
                     raise
+                wait = max(wait, min(error.retry_after, left))
             if odd is None:
                 said.clear()
             elif type(odd).__name__ not in said:
@@ -4540,7 +4553,7 @@ class Client:
                 say("imds: %s; watching goes on" % odd)
             if last is not None:
                 yield last
-            self._sleep(max(interval, 1 / RATE_LIMIT))
+            self._sleep(wait)
 
     def token(self, resource: str, **selector: "Optional[str]") -> str:
         """Return an access token of a managed identity of this VM for ``resource``, like "https://vault.azure.net".
@@ -4554,31 +4567,59 @@ class Client:
     def token_answer(self, resource: str, **selector: "Optional[str]") -> "Dict[str, str]":
         """As ``token``, but return the whole answer: access_token, client_id, expires_in, expires_on, ..., all str. If
         it can't be renewed five minutes before it expires, it is kept until it does."""
+        import threading
+
         unknown = set(selector).difference(SELECTORS)
         if unknown:
             raise TypeError("a token takes %s, not %s" % (", ".join(SELECTORS), ", ".join(sorted(unknown))))
         query = [("api-version", TOKEN_VERSION), ("resource", resource)]
         query += sorted((name, value) for name, value in selector.items() if value)
-        target = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query)
-        kept: "Any" = self._tokens.get(target)
-        left = kept.left(self._timer(), self._clock()) if kept else 0
-        if left > TOKEN_RENEWED or left > 0 and self._timer() < kept.tried + RENEWAL_PAUSE:
-            return dict(kept.answer)
-        try:
-            renewed = self._new_token(target)
-        except Error:
-            if left <= 0:
-                raise
-            kept.tried = self._timer()
-            return dict(kept.answer)
-        if len(self._tokens) >= 1000:  # a program may name any number of resources
-            self._tokens.clear()
-        self._tokens[target] = renewed
-        return dict(renewed.answer)
+        target, call = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query), self._call()
+        token = self._good_token(target)
+        if token is None:
+            turn = self._turns.setdefault((os.getpid(), target), threading.Lock())  # a forked child has its own
+            row = self._patience(target)
+            if not turn.acquire(timeout=max(row.total, row.gone)):
+                raise Unreachable("no token came in time for another thread that asks for it at %s" % self.endpoint)
+            try:
+                token = self._good_token(target) or self._renewed(target, call)
+            finally:
+                turn.release()
+        return dict(token.answer)
 
-    def _new_token(self, target: str) -> "_Token":
+    def _good_token(self, target: str) -> "Optional[_Token]":
+        """The token kept for a target, unless it is to be renewed now."""
+        kept, now = self._tokens.get(target), self._timer()
+        left = kept.left(now, self._clock()) if kept else 0
+        return kept if kept and left > (0 if now < kept.tried + RENEWAL_PAUSE else TOKEN_RENEWED) else None
+
+    def _renewed(self, target: str, call: "_Call") -> "_Token":
+        """Get a token, and keep it; or the one before it, while that is better."""
+        import copy
+
+        kept, (failed, failure) = self._tokens.get(target), self._failures.get(target, (0, None))
+        was_good = kept is not None and kept.left(self._timer(), self._clock()) > 0
+        try:
+            if failure and failed > call.begun:  # in another thread, for which this one waited
+                raise copy.copy(failure)
+            token = self._new_token(target, call)
+        except Error as error:
+            self._failures[target] = self._timer(), copy.copy(error)  # without its frames
+            if kept is None or not was_good:
+                raise
+            token = kept
+        now, clock = self._timer(), self._clock()
+        if kept and was_good and token.left(now, clock) <= kept.left(now, clock):
+            token, kept.tried = kept, now
+        if len(self._tokens) >= 1000:  # a program may name any number of resources
+            for each in (self._tokens, self._turns, self._failures):
+                each.clear()
+        self._tokens[target] = token
+        return token
+
+    def _new_token(self, target: str, call: "_Call") -> "_Token":
         timer, clock = self._timer(), self._clock()
-        reply = self._ask(target, self._call())
+        reply = self._ask(target, call)
         answer = parsed_or_none(reply.data)
         renewed = _Token(answer, timer, clock) if isinstance(answer, dict) else None
         del answer
@@ -4605,15 +4646,17 @@ class Client:
             content = attested_content(document)
             stamps = [calendar.timegm(time.strptime(content["timeStamp"][name], ATTESTED_TIME))
                       for name in ("createdOn", "expiresOn")]
-            signed_nonce, vm_id = content["nonce"], content["vmId"]
+            signed_nonce, vm_id = content["nonce"], str(content["vmId"])
+            if document.get("encoding") != "pkcs7":
+                raise ValueError("its encoding is not pkcs7")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise _not_imds(reply, "something that is not an attested document (%s)" % error) from None
         problem = ""
         if nonce and signed_nonce != nonce:
             problem = "it answers nonce %r, not %r" % (signed_nonce, nonce)
-        elif vm_id != self._node(self._instance(call), "compute/vmId"):
+        elif not vm_id or vm_id.lower() != self._node(self._instance(call), "compute/vmId").lower():
             problem = "it is of another VM, %s" % vm_id
-        elif not stamps[0] - 300 <= self._clock() <= stamps[1]:  # five minutes for clocks that differ
+        elif not stamps[0] - 300 <= self._clock() <= stamps[1] >= stamps[0]:  # five minutes for clocks that differ
             problem = "it is valid from %(createdOn)s to %(expiresOn)s, and it is not that now" % content["timeStamp"]
         if problem:
             raise Refused("the attested document of %s is not to be believed: %s" % (reply.url, problem),
@@ -4628,14 +4671,15 @@ class Client:
         for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
                            ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
             try:
-                reply = self._whole("/metadata/" + path, call if self.deadline else self._call())
-                vm[part] = _content(reply)
-                if not isinstance(vm[part], dict):
-                    raise _not_imds(reply, "JSON of another shape")
+                node = _content(self._whole("/metadata/" + path, call if self.deadline else self._call()))
             except (NotFound, Refused):
-                pass  # this service, or this VM, has none
-        if "identity" in vm:
-            vm["identity"] = {"tenantId": str(vm["identity"].get("tenantId", ""))}
+                continue  # this service, or this VM, has none
+            if part == "identity":  # no more than that, not even in the frames of an error
+                node = {"tenantId": str(node.get("tenantId", ""))} if isinstance(node, dict) else None
+            if not isinstance(node, dict):
+                url = self.endpoint + "/metadata/" + path
+                raise NotIMDS("%s answered with JSON of another shape: what answers is not IMDS" % url, url=url)
+            vm[part] = node
         return vm
 
     def ask_once(self, verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
@@ -4669,20 +4713,25 @@ class Client:
         return self._ask_newest(path, query, call)
 
     def _ask_newest(self, path: str, query: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
-        """Ask at ``self.api_version``, or else at the newest that both sides know. Scheduled events have versions of
-        their own, and a service that is too old for one answers 404 and offers none: then it is asked at EVENTS_GA."""
+        """Ask at ``self.api_version``, or else at the newest that both sides know; where that is not the newest of
+        all, for a minute. Scheduled events have versions of their own, and a service that is too old for one answers
+        404 and offers none: then, unless it has known that version, it is asked at EVENTS_GA."""
         endpoint = str(parse_target(path).endpoint)
         of_events = endpoint == "scheduledevents"
         fixed, tried = None if of_events else self.api_version, []  # type: Optional[str], List[str]
-        version = fixed or self._negotiated.get(endpoint, EVENTS_NEWEST if of_events else NEWEST)
+        newest = fixed or (EVENTS_NEWEST if of_events else NEWEST)
+        taken, until = self._negotiated.get(endpoint, ("", 0))
+        version = taken if not fixed and self._timer() < until else newest
         while True:
             tried.append(version)
             try:
                 reply = self._ask("%s?api-version=%s%s" % (path, version, query and "&" + query), call, body)
-                self._negotiated[endpoint] = version
+                if version == newest or len(tried) > 1:
+                    self._negotiated[endpoint] = version, self._timer() + RENEGOTIATED
                 return reply
             except (Refused, NotFound) as error:
-                offers = error.offered if not of_events else [EVENTS_GA] if isinstance(error, NotFound) else []
+                offers = error.offered if not of_events else [
+                    EVENTS_GA] if isinstance(error, NotFound) and taken != newest else []
                 offered = [each for each in offers if each not in tried]
                 if fixed or not offered or len(tried) > 5:
                     raise
@@ -4735,15 +4784,16 @@ class Client:
                 if not isinstance(failure, Unavailable):
                     reply = None  # an error's frames are not to hold what came
                     raise failure
-                told, total, first_pause = failure, row.total, 1.0
+                told, total, first_pause, silent = failure, row.total, 1.0, 0
                 if reply.status == 410:
                     call.gone, total = self._timer(), row.gone
                 elif call.gone is not None:  # the VM was moved, and the service is not up yet
                     total = min(row.gone, call.gone - call.begun + row.total)
-                asked, reply = reply.retry_after, None
+                asked, reply = failure.retry_after, None
             else:
                 failure, first_pause, asked = self._unreachable(url, problem), 0.1, 0
-                call.interrupted, silent = True, silent + isinstance(problem, _Silence)
+                call.interrupted |= not _is_nobody(problem)
+                silent += isinstance(problem, _Silence)
                 total = row.gone
                 if call.gone is None:
                     total = NOBODY if self.deadline is None and _is_nobody(problem) else row.total
@@ -4808,7 +4858,8 @@ class _Token:
         token = answer.get("access_token")
         self.is_usable = bool(lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token))
         self.answer = {name: leaf(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
-        self.tried, self._timer, self._clock, self._lasts = timer - RENEWAL_PAUSE, timer, clock, min(lasts or [0])
+        self.tried, self._timer, self._clock = timer - RENEWAL_PAUSE, timer, clock
+        self._lasts = min(lasts + [2 * TOKEN_SECONDS])  # none is good for so long, whatever is said
 
     def left(self, timer: float, clock: float) -> float:
         """Seconds until it expires, by the faster: the timer may stop while a VM sleeps, and the clock may be set."""
@@ -4926,7 +4977,11 @@ def _transport() -> "Callable[..., Reply]":
         problem, odd = None, "%s answered %s: what answers is not IMDS"  # type: Any, str
         try:
             with handler.do_open(Connection, request, limit=limit) as response:  # type: ignore[arg-type]
-                return Reply(response.status, response.headers, _read(response), url)
+                reply = Reply(response.status, response.headers, _read(response), url)
+            if not _is_coded(response.headers):
+                return reply
+            problem = NotIMDS(odd % (url, "something encoded in a way that was not asked for"), url=url)
+            del reply, response
         except http.client.IncompleteRead:
             problem = ConnectionResetError("the answer is cut off")
         except urllib.error.URLError as error:
@@ -4986,6 +5041,16 @@ def _read(response: "Any") -> bytes:
     return data
 
 
+def _is_coded(headers: "Any") -> bool:
+    """Whether a body can't be what it says: in an encoding, or in a frame that http.client does not see as such."""
+    names = [name.lower() for name in headers]
+    if not {"content-encoding", "transfer-encoding"}.intersection(names) and names.count("content-length") < 2:
+        return False
+    return (len(set(headers.get_all("content-length", []))) > 1
+            or headers.get("content-encoding", "identity").lower() != "identity"
+            or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
+
+
 def _is_nobody(problem: "Any") -> bool:
     """Whether a problem means that nobody listens there, or that it can't be reached."""
     return not isinstance(problem, (_Silence, ConnectionResetError, BrokenPipeError, ConnectionAbortedError))
@@ -5041,7 +5106,11 @@ _DECODER = json.JSONDecoder(
 
 def _parse_json(data: bytes) -> "Any":
     """Parse JSON in UTF-8, with or without a byte order mark, but not NaN or infinities. Raises ValueError."""
-    return load_json(data[3:] if data.startswith(b"\xef\xbb\xbf") else data, _DECODER.decode)
+    return load_json(_without_mark(data), _DECODER.decode)
+
+
+def _without_mark(data: bytes) -> bytes:
+    return data[3:] if data.startswith(b"\xef\xbb\xbf") else data
 
 
 def parsed_or_none(data: bytes) -> "Any":
@@ -5065,10 +5134,15 @@ def _content(reply: "Reply") -> "Any":
     if reply.content_type == "application/json":
         content, odd = parsed_or_none(reply.data), "broken JSON"
     elif reply.content_type == "text/plain":
+        charset = re.search(r"charset=\W?([\w-]+)", str(reply.headers.get("content-type")), re.I)
         try:
-            content = reply.data.decode()
+            content = _without_mark(reply.data).decode()
         except UnicodeDecodeError:
             odd = "text that is not UTF-8"
+        if charset and charset.group(1).lower() not in ("utf-8", "utf8", "us-ascii"):
+            content, odd = None, "text that is not UTF-8"
+        elif re.match(r"\s*<(!doctype |)html", content or "", re.I):
+            content, odd = None, "an HTML page"
     else:
         odd = "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type"
     if content is None:
@@ -5089,7 +5163,7 @@ def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
         said, advice = "invalid_resource", "is the resource right, like https://vault.azure.net?"
     error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said or "nothing more", advice),
                  reply.status, reply.body, reply.url)
-    error.offered = _offered(reply)
+    error.offered, error.retry_after = _offered(reply), reply.retry_after
     return error
 
 
@@ -5318,7 +5392,7 @@ def _type_differs(reply: "Reply") -> str:
 
 def _print_differs(reply: "Reply") -> str:
     """Whether there are blanks outside the strings of JSON; it is not shown, for it may be a token."""
-    return "no minified JSON" if re.search(r"\s", re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"', "", reply.text)) else ""
+    return "no minified JSON" if re.search(r"\s", re.sub(JSON_STRING, "", reply.text)) else ""
 
 
 def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:
@@ -5935,8 +6009,12 @@ def _run_snapshot(options: "Any") -> None:
 def _run_diff(options: "Any") -> int:
     vms: "List[Dict[str, Any]]" = []
     for name in (options.A, options.B):
-        vm = Client(name).snapshot() if name.startswith("http://") else _read_json(name)
-        parts = {part: node for part, node in split_document(vm).items() if node is not None}
+        client = Client(name) if name.startswith("http://") else None
+        vm = client.snapshot() if client else _read_json(name)
+        try:
+            parts = {part: node for part, node in split_document(vm).items() if node is not None}
+        except ValueError as error:
+            raise (NotIMDS if client else ValueError)("%s is not a VM: %s" % (name, error)) from None
         parts.pop("attested", None)  # it differs each time
         vms.append(parts)
     bare = [name for name, vm in zip((options.A, options.B), vms) if set(vm) == {"instance"}]
@@ -6106,7 +6184,7 @@ class _Watch:
         """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
         try:
-            self.name = self.name or self.client.get("compute/name")
+            self.name = self.name or str(self.client.get("compute/name"))
         except Error as error:
             if self.nameless is None:
                 self.nameless = begun
@@ -6139,13 +6217,14 @@ class _Watch:
 
 
 class _Handlers:
-    """The commands that run for events. One that ends with 0 has its event approved, which is tried until the service
-    takes or refuses it, or the event is no longer Scheduled."""
+    """The commands that run for events. One that ends with 0 has its event approved, which is tried whenever that is
+    Scheduled, until the service takes or refuses it."""
 
     def __init__(self, command: "Optional[str]", client: "Client") -> None:
         self.command, self.client = command, client
         self.running: "Dict[str, Any]" = {}
         self.begun: "set[str]" = set()
+        self.not_begun: "set[str]" = set()  # of which it was said that it could not be
         self.approvals: "List[str]" = []
         self.is_late = False  # an approval could not be sent, and this was reported
 
@@ -6156,19 +6235,21 @@ class _Handlers:
         event_id = event["EventId"].upper()
         if event_id in self.begun or len(self.running) >= MAX_HANDLERS:
             return
-        self.begun.add(event_id)
         try:
             self.running[event_id] = subprocess.Popen(
                 str(self.command), shell=True, env=_event_environment(event), start_new_session=os.name == "posix")
-        except OSError as error:
-            say("imds: %s can't be run (%s); event %s is not approved" % (self.command, error.strerror, event_id))
+            self.begun.add(event_id)
+        except OSError as error:  # perhaps only now
+            if event_id not in self.not_begun:
+                self.not_begun.add(event_id)
+                say("imds: %s can't be run (%s); event %s is not approved" % (self.command, error.strerror, event_id))
 
     def look(self, events: "Mapping[str, Mapping[str, Any]]") -> None:
         """See which handlers have ended, and send the approvals that are due."""
         ended = [each for each, handler in self.running.items() if handler.poll() is not None]
         self.approvals += [each for each in ended if self.report(each)]
-        self.approvals = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
-        together = [self.approvals] if self.approvals else []
+        due = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
+        together = [due] if due else []
         while together:
             batch, was_late, self.is_late = together.pop(0), self.is_late, False
             try:
@@ -6243,8 +6324,8 @@ def _event_environment(event: "Mapping[str, Any]") -> "Dict[str, Any]":
         value = event.get(name, "")
         text = " ".join(value) if isinstance(value, list) else str(value)
         if field.variable:
-            text = text.replace("\0", "")[:32768]  # systems limit the size
-            environment["EVENT_" + field.variable] = text if os.name == "nt" else text.encode()  # in any locale
+            data = text.replace("\0", "").encode()[:32768]  # systems limit the size
+            environment["EVENT_" + field.variable] = data.decode("utf-8", "ignore") if os.name == "nt" else data
     return environment
 
 
@@ -6697,13 +6778,15 @@ def _fitting(line: str, live: bool) -> str:
 
 
 def _set_signals(interrupt: "Any", end: "Any") -> None:
-    """Set what SIGINT and SIGTERM do, if this is the main thread: no other may."""
+    """Set what SIGINT, and SIGTERM and SIGHUP, do, if this is the main thread: no other may."""
     import signal
     import threading
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, end)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, end)
 
 
 class _Signals:

@@ -277,20 +277,27 @@ class Jump:
 
 # --- the command line, in this process
 
-def call(*arguments):
-    """Run the command line in this process; (exit code, standard output, standard error), without what children print."""
-    out, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+@contextlib.contextmanager
+def signals_kept():
+    """Put back what signals do, which the command line changes."""
+    numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
     in_main = threading.current_thread() is threading.main_thread()
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)] if in_main else []
+    handlers = [(number, signal.getsignal(number)) for number in numbers if in_main]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-            try:
-                code = imds.main(list(arguments))
-            except SystemExit as end:
-                code = end.code
+        yield
     finally:
         for number, handler in handlers:
             signal.signal(number, handler)
+
+
+def call(*arguments):
+    """Run the command line in this process; (exit code, standard output, standard error), without what children print."""
+    out, errors = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with signals_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            code = imds.main(list(arguments))
+        except SystemExit as end:
+            code = end.code
     out.flush()
     return code, out.buffer.getvalue().decode("utf-8"), errors.getvalue()
 

@@ -19,7 +19,7 @@ import zipapp
 from unittest import mock
 
 import imds
-from tests.support import CLOSED, FILE, HTML, Script, Serve, call, claims, files, reply, run, serving
+from tests.support import CLOSED, FILE, HTML, Script, Serve, call, claims, files, reply, run, serving, signals_kept
 
 VAULT = "https://vault.azure.net"
 # All that Debian's python3-minimal lacks and the file might ask for.
@@ -182,11 +182,8 @@ class Get(Case):
                           ["attested", "--content"], ["snapshot"], ["events", "--watch", "--json"]):
             said = []
             with self.subTest(arguments=arguments), mock.patch.object(sys, "stdout", None):
-                with mock.patch.object(imds, "say", said.append):
-                    old = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+                with mock.patch.object(imds, "say", said.append), signals_kept():
                     self.assertEqual(imds.main(arguments + here), 1)
-                    signal.signal(signal.SIGINT, old[0])
-                    signal.signal(signal.SIGTERM, old[1])
             self.assertEqual(said, ["imds: standard output is closed"])
         if os.name == "posix":
             done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, FILE, "get", "compute"] + here,
@@ -615,6 +612,17 @@ class Commands(Case):
             with mock.patch.object(imds, "NOBODY", 0.2):
                 self.assertEqual(call("diff", name, CLOSED)[0], 3)
         self.assertEqual(call("diff", name, "nowhere")[0], 2)
+
+    def test_diff_with_a_service_that_lies(self):
+        for part, answer in (("scheduledevents", {"DocumentIncarnation": 1, "Events": [{"EventId": "a", "EventType": "x", "EventStatus": "x",
+                                                                                        "Resources": [], "NotBefore": ""}]}),
+                             ("loadbalancer", {"loadbalancer": 5})):
+            def choose(request, part=part, answer=answer):
+                return reply(200, json.dumps(answer).encode()) if part in request else reply() if "/instance" in request else reply(404, b"{}")
+
+            with Script(choose) as server:
+                code, _, errors = call("diff", server.url, server.url)
+            self.assertEqual((code, errors.startswith("imds: %s is not a VM: " % server.url)), (5, True), errors)
 
     def test_diff_of_parts(self):
         bare, whole, other, truth, large = files(

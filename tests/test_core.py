@@ -10,6 +10,14 @@ LINUX = imds.make_vm("linux")
 
 
 class Json(unittest.TestCase):
+    def test_how_many(self):
+        for text, whole in (("[" + "[]," * 199998 + "[]]", True), ("[" + "{}," * 199999 + "{}]", False),
+                            ('["' + "[" * 200000 + '"]', False)):
+            if whole:
+                self.assertEqual(len(imds.load_json(text.encode())), 199999)
+            else:
+                self.assertRaisesRegex(ValueError, "200000 in all", imds.load_json, text.encode())
+
     def test_levels(self):
         for text, whole in (("[" * 910 + "]" * 910, True), ("[" * 911 + "]" * 911, False), ("[" * 100000, False),
                             ('{"a":' * 911 + "1" + "}" * 911, False), ("[%s]" % ",".join(["{}"] * 2000), True),

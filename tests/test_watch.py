@@ -106,6 +106,20 @@ class Program(unittest.TestCase):
                     self.assertIn(word, line)
                     self.assertTrue(line.startswith("imds: ") and line.endswith("; watching goes on"), line)
 
+    def test_it_waits_as_long_as_the_service_asks_for(self):
+        for seconds, statuses in ((7, 1), (60, 9)):
+            self.setUp()
+            with Script(listed(), *[reply(429, b"", headers=["Retry-After: %d" % seconds])] * statuses + [
+                    listed(incarnation=2)]) as server:
+                lists = self.changes(server.url, 2)
+            if seconds == 7:  # within a call
+                self.assertEqual([pause for pause in self.patient.pauses if pause > 5], [7])
+                self.assertEqual(lists[-1]["DocumentIncarnation"], 2)
+            else:  # longer than a call may last
+                self.assertIsInstance(lists[-1], imds.Unavailable)
+                self.assertEqual(self.patient.pauses, [1, 20])
+                self.assertEqual(len(server.requests), 3)
+
     def test_one_that_can_not_be_read_for_a_while_is_not_gone(self):
         good, odd = listed(event("E1")), listed(event("E1").replace('["avset2"]', "null"))
         with Script(good, odd, odd, good, listed(incarnation=2)) as server:
@@ -486,6 +500,43 @@ class Handlers(Case):
         self.assertEqual(len(self.read("marks").split()), 1)
         self.assertNotIn("Gone", out)
         self.assertIn(posts[0], ("abc", "ABC", "Abc"))
+
+    def test_an_approval_outlives_a_list_that_lacks_its_event(self):
+        client, handlers = mock.Mock(), None
+        for passing in ({}, {"E1": {"EventId": "E1", "EventStatus": "Started"}}):
+            client, ended = mock.Mock(), mock.Mock(returncode=0, poll=lambda: 0)
+            handlers = imds._Handlers("x", client)
+            handlers.running["E1"] = ended
+            handlers.look(passing)
+            self.assertEqual(client.approve.call_count, 0)
+            for _ in range(2):
+                handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
+            client.approve.assert_called_once_with("E1")
+
+    def test_one_that_can_not_be_started_is_tried_again(self):
+        said, told = [], json.loads(event(description="\U0001f600" * 40000))
+        with mock.patch("subprocess.Popen", side_effect=[OSError(11, "busy"), OSError(11, "busy"), mock.Mock()]) as started:
+            handlers = imds._Handlers("x", mock.Mock())
+            with mock.patch("imds.say", said.append):
+                for _ in range(5):
+                    handlers.begin(told)
+        self.assertEqual((started.call_count, said), (3, ["imds: x can't be run (busy); event E1 is not approved"]))
+        self.assertEqual(len(imds._event_environment(told)["EVENT_DESCRIPTION"]), 32768)
+
+    def test_a_terminal_that_is_closed_ends_its_handlers(self):
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot")
+            script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_%s); " + SCRIPT
+            process = self.watch(vm.url, "--exec", "echo $$ >%s; exec sleep 30" % self.path("pid"),
+                                 command=[sys.executable, "-c", script % "DFL"])
+            self.until(lambda: self.read("pid").strip())
+            self.end(process, signal.SIGHUP)
+            self.until(lambda: self.has_ended("pid"))
+            process = self.watch(vm.url, command=[sys.executable, "-c", script % "IGN"])  # as nohup has it
+            self.looks(vm, 3)
+            process.send_signal(signal.SIGHUP)
+            self.looks(vm, 3)
+            self.end(process)
 
     def test_not_all_at_once(self):
         with mock.patch("subprocess.Popen") as started:
