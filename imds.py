@@ -4599,6 +4599,9 @@ class Client:
 
         kept, (failed, failure) = self._tokens.get(target), self._failures.get(target, (0, None))
         was_good = kept is not None and kept.left(self._timer(), self._clock()) > 0
+        if len(self._turns) >= 1000:  # a program may name any number of resources
+            for each in (self._tokens, self._turns, self._failures):
+                each.clear()
         try:
             if failure and failed > call.begun:  # in another thread, for which this one waited
                 raise copy.copy(failure)
@@ -4611,9 +4614,6 @@ class Client:
         now, clock = self._timer(), self._clock()
         if kept and was_good and token.left(now, clock) <= kept.left(now, clock):
             token, kept.tried = kept, now
-        if len(self._tokens) >= 1000:  # a program may name any number of resources
-            for each in (self._tokens, self._turns, self._failures):
-                each.clear()
         self._tokens[target] = token
         return token
 

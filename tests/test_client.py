@@ -1100,6 +1100,10 @@ class Tokens(Case):
                 for number in range(2500):
                     client.token("resource%d" % number)
             self.assertLessEqual(len(client._tokens), 1000)
+            with mock.patch.object(client, "_new_token", side_effect=imds.Refused("no")):
+                for number in range(2500):
+                    self.assertRaises(imds.Refused, client.token, "other%d" % number)
+            self.assertLessEqual(max(map(len, (client._tokens, client._turns, client._failures))), 1000)
 
     def test_when_it_expires(self):
         now = 1700000000
