@@ -511,7 +511,6 @@ RETRIED_404 = ("instance", "identity/oauth2/token")
 
 MAX_DEPTH, MAX_LEVELS = 64, 910  # levels of containers: in a user's document, in any JSON
 MAX_CONTAINERS = 200000  # in any JSON: each takes much more memory than its two characters
-JSON_STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'  # without its last quote where that is missing, or it would take long
 MAX_MESSAGE = 2000  # characters of an Error; a service's answer can be long
 
 
@@ -668,7 +667,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
     """Return ``node`` as the service prints JSON, minified and without escapes; with ``indent``, for people."""
-    return json.dumps(node, ensure_ascii=False, indent=indent) if indent else _encode(node)
+    return json.dumps(node, ensure_ascii=False, indent=indent) if indent and is_shallow(node) else _encode(node)
 
 
 def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
@@ -678,7 +677,7 @@ def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
     count = text.count("[") + text.count("{")
     if count > MAX_LEVELS:
         depth = deepest = 0
-        for run in re.findall(r"[\[{]+|[\]}]+", re.sub(JSON_STRING, "", text)) if count <= MAX_CONTAINERS else ():
+        for run in re.findall(r"[\[{]+|[\]}]+", without_strings(text)) if count <= MAX_CONTAINERS else ():
             depth += len(run) if run[0] in "[{" else -len(run)
             deepest = max(deepest, depth)
         if deepest > MAX_LEVELS or count > MAX_CONTAINERS:
@@ -687,6 +686,11 @@ def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
         return load(text)
     except RecursionError:  # the caller is deep down already
         raise ValueError("too many containers are in one another") from None
+
+
+def without_strings(text: str) -> str:
+    """JSON without its strings, which may not even end."""
+    return re.sub('"[^"]*"?', "", text.replace("\\\\", "").replace('\\"', ""))
 
 
 def leaf(value: "Any") -> str:
@@ -817,13 +821,22 @@ def check(node: "Any", kind: type, path: str) -> "Any":
     return node
 
 
+def levels(node: "Any") -> "Iterator[List[Any]]":
+    """Yield the nodes at each level, from the top to MAX_DEPTH below it."""
+    level = [node]
+    for _ in range(MAX_DEPTH + 1):
+        yield level
+        level = [child for each in level for _, child in children(each)]
+
+
+def is_shallow(node: "Any") -> bool:
+    return not list(levels(node))[-1]
+
+
 def check_plain(node: "Any", what: str) -> None:
     """Raise ValueError unless ``node`` can be written as JSON and read again everywhere."""
-    level = [node]
-    for _ in range(MAX_DEPTH):
-        level = [child for each in level if isinstance(each, (dict, list))
-                 for child in (each.values() if isinstance(each, dict) else each)]
-        if not all(isinstance(name, str) for each in level + [node] if isinstance(each, dict) for name in each):
+    for level in levels(node):
+        if not all(isinstance(name, str) for each in level if isinstance(each, dict) for name in each):
             raise ValueError("%s can't be written as JSON: a name in it is not a string" % what)
     if level:
         raise ValueError("%s can't be written as JSON: more than %d containers are in one another" % (what, MAX_DEPTH))
@@ -4577,12 +4590,17 @@ class Client:
         target, call = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query), self._call()
         token = self._good_token(target)
         if token is None:
-            turn = self._turns.setdefault((os.getpid(), target), threading.Lock())  # a forked child has its own
-            row = self._patience(target)
-            if not turn.acquire(timeout=max(row.total, row.gone)):
-                raise Unreachable("no token came in time for another thread that asks for it at %s" % self.endpoint)
+            turn = self._turns.setdefault((os.getpid(), target), threading.RLock())  # a forked child has its own
+            since = None if turn.acquire(blocking=False) else self._timer()  # since when another thread is waited for
+            if since is not None:
+                kept = self._tokens.get(target)
+                if kept and kept.left(since, self._clock()) > 0:
+                    return dict(kept.answer)
+                row = self._patience(target)
+                if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - since)):
+                    raise Unreachable("no token came in time for another thread that asks for it at %s" % self.endpoint)
             try:
-                token = self._good_token(target) or self._renewed(target, call)
+                token = self._good_token(target) or self._renewed(target, call, since)
             finally:
                 turn.release()
         return dict(token.answer)
@@ -4593,26 +4611,28 @@ class Client:
         left = kept.left(now, self._clock()) if kept else 0
         return kept if kept and left > (0 if now < kept.tried + RENEWAL_PAUSE else TOKEN_RENEWED) else None
 
-    def _renewed(self, target: str, call: "_Call") -> "_Token":
-        """Get a token, and keep it; or the one before it, while that is better."""
+    def _renewed(self, target: str, call: "_Call", since: "Optional[float]") -> "_Token":
+        """Get a token, and keep it; or the one before it, while that is better. What another thread got ``since`` this
+        one waits for it, a token or a refusal, is taken as if this one had asked."""
         import copy
 
         kept, (failed, failure) = self._tokens.get(target), self._failures.get(target, (0, None))
-        was_good = kept is not None and kept.left(self._timer(), self._clock()) > 0
+        if since is not None and kept and kept.came >= since and kept.left(self._timer(), self._clock()) > 0:
+            return kept
+        if since is not None and failure and failed >= since and not isinstance(failure, (Unreachable, Unavailable)):
+            raise copy.copy(failure)
         if len(self._turns) >= 1000:  # a program may name any number of resources
             for each in (self._tokens, self._turns, self._failures):
                 each.clear()
         try:
-            if failure and failed > call.begun:  # in another thread, for which this one waited
-                raise copy.copy(failure)
             token = self._new_token(target, call)
         except Error as error:
             self._failures[target] = self._timer(), copy.copy(error)  # without its frames
-            if kept is None or not was_good:
+            if not kept or kept.left(self._timer(), self._clock()) <= 0:
                 raise
             token = kept
         now, clock = self._timer(), self._clock()
-        if kept and was_good and token.left(now, clock) <= kept.left(now, clock):
+        if kept and kept.left(now, clock) > 0 and token.left(now, clock) <= kept.left(now, clock):
             token, kept.tried = kept, now
         self._tokens[target] = token
         return token
@@ -4621,7 +4641,7 @@ class Client:
         timer, clock = self._timer(), self._clock()
         reply = self._ask(target, call)
         answer = parsed_or_none(reply.data)
-        renewed = _Token(answer, timer, clock) if isinstance(answer, dict) else None
+        renewed = _Token(answer, timer, clock, self._timer()) if isinstance(answer, dict) else None
         del answer
         if renewed is None or not renewed.is_usable:
             error = _not_imds(reply, "something that is not a token's answer")
@@ -4646,7 +4666,7 @@ class Client:
             content = attested_content(document)
             stamps = [calendar.timegm(time.strptime(content["timeStamp"][name], ATTESTED_TIME))
                       for name in ("createdOn", "expiresOn")]
-            signed_nonce, vm_id = content["nonce"], str(content["vmId"])
+            signed_nonce, vm_id = content["nonce"], check(content["vmId"], str, "vmId")
             if document.get("encoding") != "pkcs7":
                 raise ValueError("its encoding is not pkcs7")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -4654,7 +4674,7 @@ class Client:
         problem = ""
         if nonce and signed_nonce != nonce:
             problem = "it answers nonce %r, not %r" % (signed_nonce, nonce)
-        elif not vm_id or vm_id.lower() != self._node(self._instance(call), "compute/vmId").lower():
+        elif not vm_id or vm_id.lower() != str(self._node(self._instance(call), "compute/vmId")).lower():
             problem = "it is of another VM, %s" % vm_id
         elif not stamps[0] - 300 <= self._clock() <= stamps[1] >= stamps[0]:  # five minutes for clocks that differ
             problem = "it is valid from %(createdOn)s to %(expiresOn)s, and it is not that now" % content["timeStamp"]
@@ -4850,15 +4870,16 @@ class _Silence(OSError):
 
 
 class _Token:
-    """A token with the rest of its answer. ``left()`` goes by both the timer and the clock since the answer came."""
+    """A token with the rest of its answer. ``left()`` goes by both the timer and the clock since it was asked for;
+    ``came``: the timer when it came."""
 
-    def __init__(self, answer: "Dict[str, Any]", timer: float, clock: float) -> None:
+    def __init__(self, answer: "Dict[str, Any]", timer: float, clock: float, came: float) -> None:
         lasts = [int(str(answer[name])) - start for name, start in (("expires_in", 0), ("expires_on", int(clock)))
                  if re.match(r"[0-9]{1,12}\Z", str(answer.get(name)))]
         token = answer.get("access_token")
         self.is_usable = bool(lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token))
         self.answer = {name: leaf(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
-        self.tried, self._timer, self._clock = timer - RENEWAL_PAUSE, timer, clock
+        self.tried, self.came, self._timer, self._clock = timer - RENEWAL_PAUSE, came, timer, clock
         self._lasts = min(lasts + [2 * TOKEN_SECONDS])  # none is good for so long, whatever is said
 
     def left(self, timer: float, clock: float) -> float:
@@ -5044,11 +5065,13 @@ def _read(response: "Any") -> bytes:
 def _is_coded(headers: "Any") -> bool:
     """Whether a body can't be what it says: in an encoding, or in a frame that http.client does not see as such."""
     names = [name.lower() for name in headers]
-    if not {"content-encoding", "transfer-encoding"}.intersection(names) and names.count("content-length") < 2:
-        return False
-    return (len(set(headers.get_all("content-length", []))) > 1
-            or headers.get("content-encoding", "identity").lower() != "identity"
-            or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
+    lengths = headers.get_all("content-length", [])
+    if headers.defects or headers.get_payload() or any(name.strip() != name for name in names) or len(
+            set(lengths)) > 1 or not all(re.match(r"[0-9]+\Z", each) for each in lengths):
+        return True
+    return bool({"content-encoding", "transfer-encoding"}.intersection(names)) and (
+        {each.lower() for each in headers.get_all("content-encoding", [])} - {"identity"} != set()
+        or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
 
 
 def _is_nobody(problem: "Any") -> bool:
@@ -5134,14 +5157,14 @@ def _content(reply: "Reply") -> "Any":
     if reply.content_type == "application/json":
         content, odd = parsed_or_none(reply.data), "broken JSON"
     elif reply.content_type == "text/plain":
-        charset = re.search(r"charset=\W?([\w-]+)", str(reply.headers.get("content-type")), re.I)
+        charset = re.search(r"charset\s*=\W*([\w-]+)", str(reply.headers.get("content-type")), re.I)
         try:
             content = _without_mark(reply.data).decode()
         except UnicodeDecodeError:
             odd = "text that is not UTF-8"
         if charset and charset.group(1).lower() not in ("utf-8", "utf8", "us-ascii"):
             content, odd = None, "text that is not UTF-8"
-        elif re.match(r"\s*<(!doctype |)html", content or "", re.I):
+        elif re.match(r"\s*<(!doctype|!--|\?xml|html|head)", content or "", re.I):
             content, odd = None, "an HTML page"
     else:
         odd = "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type"
@@ -5392,7 +5415,7 @@ def _type_differs(reply: "Reply") -> str:
 
 def _print_differs(reply: "Reply") -> str:
     """Whether there are blanks outside the strings of JSON; it is not shown, for it may be a token."""
-    return "no minified JSON" if re.search(r"\s", re.sub(JSON_STRING, "", reply.text)) else ""
+    return "no minified JSON" if re.search(r"\s", without_strings(reply.text)) else ""
 
 
 def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:

@@ -388,7 +388,13 @@ class Answers(Case):
                      answer("Content-Length: 3", "Content-Length: 6"), answer("Content-Encoding: gzip", "Content-Length: 6"),
                      answer(content_type="text/plain; charset=utf-16", body="avset2".encode("utf-16-le")),
                      answer(content_type="text/plain", body=b"<!DOCTYPE html><title>log in</title>"),
-                     answer(content_type="text/plain", body=b"\n<html>")):
+                     answer(content_type="text/plain", body=b"\n<html>"), answer("Content-Length: 10, 10", body=b"abc"),
+                     answer("Content-Length: 10x", body=b"abc"), answer("Content-Length: -5", body=b"abc"),
+                     answer("Content-Length : 10", body=b"abc"), answer("Transfer-Encoding : chunked", body=chunked),
+                     answer("bad line", "Transfer-Encoding: chunked", body=chunked), answer("bad line", "Content-Length: 10"),
+                     answer("Content-Encoding: identity", "Content-Encoding: gzip"),
+                     answer(content_type="text/plain; charset = utf-16", body=b"a\0b\0"),
+                     answer(body=b"<!-- log in --><p>"), answer(body=b"<head>"), answer(body=b"<?xml version='1.0'?><html>")):
             with self.subTest(sent=sent):
                 result, _, requests = self.call(lambda client: client.get("compute/name?format=text"), sent)
                 self.assertEqual((type(result), requests), (imds.NotIMDS, 1))
@@ -1005,11 +1011,69 @@ class Tokens(Case):
                 patient.now += 5
                 self.assertEqual(client.token(VAULT), "secret")
                 self.assertEqual(len(server.requests), asked)  # not at each call
-                patient.now = 86400 - 10
-                client.token(VAULT)
+                patient.now = 86400 - 100
+                self.assertEqual(client.token(VAULT), "secret")
                 patient.now = 86400.0
                 with self.assertRaises(imds.Error):
                     client.token(VAULT)
+
+    def test_it_is_not_kept_beyond_its_end(self):
+        patient = Patient()
+        with Script(token_answer(expires_in="310", expires_on=None), reply(503, b"")) as server:
+            client = patient.client(server.url)
+            client.token(VAULT)
+            patient.now += 305
+            self.assertIsInstance(error_of(client.token, VAULT), imds.Unavailable)
+
+    def test_threads_have_the_kept_one_while_it_is_renewed(self):
+        with imds.Emulator() as vm:
+            now = [time.time()]
+            client, tokens = imds.Client(vm.url, deadline=1, clock=lambda: now[0]), []
+            first = client.token(VAULT)
+            now[0] += 86400 - 250
+            vm.fail("identity: hang always")
+            threads = [threading.Thread(target=lambda: tokens.append(client.token(VAULT))) for _ in range(10)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(tokens, [first] * 10)
+            self.assertLessEqual(len(vm.requests), 4)
+
+    def test_threads_share_one_that_does_not_last(self):
+        with Script([b""] * 2 + [token_answer(expires_in="200", expires_on=None)], pace=0.1) as server:
+            client, tokens, begun = imds.Client(server.url, deadline=2), [], time.monotonic()
+            threads = [threading.Thread(target=lambda: tokens.append(client.token(VAULT))) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual((tokens, len(server.requests)), (["secret"] * 20, 1))
+            self.assertLess(time.monotonic() - begun, 1.5)
+
+    def test_each_thread_has_its_own_patience(self):
+        with imds.Emulator(faults=["identity: 503 for 1.2s"]) as vm:
+            client, ends = imds.Client(vm.url, deadline=1.2), []
+            early = threading.Thread(target=lambda: ends.append(error_of(client.token, VAULT)))
+            early.start()
+            time.sleep(0.7)
+            self.assertTrue(client.token(VAULT))
+            early.join()
+
+    def test_a_signal_handler_may_want_the_same(self):
+        with imds.Emulator(faults=["identity: delay 300ms"]) as vm:
+            client = imds.Client(vm.url)
+            inner = []
+
+            def ask(*arguments):
+                if not inner:
+                    inner.append("")
+                    inner[0] = client.token(VAULT)
+                return new_token(*arguments)
+
+            new_token = client._new_token
+            with mock.patch.object(client, "_new_token", ask):
+                self.assertEqual(client.token(VAULT), inner[0])
 
     def test_a_renewal_that_is_worse_leaves_the_kept_one(self):
         for worse in (token_answer(access_token="worse", expires_in="0", expires_on=None),
@@ -1308,6 +1372,11 @@ class Attested(unittest.TestCase):
                     200, body if "attested" in request else b'{"compute":{"vmId":"%s"}}' % has.encode())) as server:
                 client = imds.Client(server.url, clock=lambda: now)
                 self.assertIs(type(error_of(client.attested)) if error else client.attested() and None, error)
+        for named, has in (('{"a": 1}', b'"{\'a\': 1}"'), ('"%s"' % vm_id, b'{"a":1}'), ('"%s"' % vm_id, b"[]")):
+            body = self.signed((content.replace('"%s"}', '%s}') % (created, later, named)).encode())
+            with Script(lambda request, body=body, has=has: reply(
+                    200, body if "attested" in request else b'{"compute":{"vmId":%s}}' % has)) as server:
+                self.assertIsInstance(error_of(imds.Client(server.url, clock=lambda: now).attested), (imds.NotIMDS, imds.Refused))
         for encoding in (b'["x"]', b'"jws"', b"null"):
             odd = self.signed((content % (created, later, vm_id)).encode()).replace(b'"pkcs7"', encoding)
             with Script(reply(200, odd)) as server:

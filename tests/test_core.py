@@ -10,6 +10,11 @@ LINUX = imds.make_vm("linux")
 
 
 class Json(unittest.TestCase):
+    def test_indented_for_people_unless_it_is_deep(self):
+        deep = json.loads("[" * 800 + "1" + "]" * 800)
+        self.assertEqual(imds.format_json(deep, 2), json.dumps(deep))
+        self.assertEqual(imds.format_json([[1]], 2), "[\n  [\n    1\n  ]\n]")
+
     def test_how_many(self):
         for text, whole in (("[" + "[]," * 199998 + "[]]", True), ("[" + "{}," * 199999 + "{}]", False),
                             ('["' + "[" * 200000 + '"]', False)):
