@@ -4308,6 +4308,7 @@ class ScaleSet:
 TOKEN_VERSION = "2018-02-01"
 MAX_HEAD, MAX_REPLY, MAX_EVENTS = 64 * 1024, 4 * 1024 * 1024, 20000  # bytes of an answer; events in a list
 NOBODY = 2  # seconds to try where nobody listens, unless a deadline is given
+MAX_DEAF = 10  # seconds without a look at events, for some come with a notice of 30
 RENEGOTIATED = 60  # seconds for which an older api-version is asked for, before the newest is tried again
 RENEWAL_PAUSE = 30  # seconds between two tries to renew a token that is still valid
 IDENTITY_REFUSALS = frozenset(  # bodies that may be shown: no part of a request or a token is in them
@@ -4534,7 +4535,7 @@ class Client:
         for document in self.poll_events(interval=interval):
             if (document["DocumentIncarnation"], document["Events"]) != seen:
                 seen = document["DocumentIncarnation"], document["Events"]
-                yield document
+                yield dict(document, Events=[dict(event) for event in document["Events"]])
 
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
@@ -4558,7 +4559,7 @@ class Client:
                 left = failing + (row.gone if error.status == 410 else row.total) - self._timer()
                 if left <= 0:
                     raise
-                wait = max(wait, min(error.retry_after, left))
+                wait = max(wait, min(error.retry_after, left, MAX_DEAF))
             if odd is None:
                 said.clear()
             elif type(odd).__name__ not in said:
@@ -4712,10 +4713,10 @@ class Client:
         return reply.status, reply.headers, reply.data
 
     def control(self, target: str, arguments: "Optional[Mapping[str, Any]]") -> "Any":
-        """What /imds/ of an emulator answers to a POST of ``arguments``, or to a GET if they are None. Raises Refused,
-        with its answer as ``body``."""
+        """What /imds/ of an emulator answers to a POST of ``arguments``, which is not sent again where it may have been
+        heard, or to a GET if they are None. Raises Refused, with its answer as ``body``."""
         body = None if arguments is None else format_json(arguments).encode()
-        return _content(self._ask(target, self._call(), body))
+        return _content(self._ask(target, self._call(), body, once=body is not None))
 
     def _instance(self, call: "_Call") -> "Dict[str, Any]":
         reply = self._ask_newest("/metadata/instance", "", call)
@@ -4785,8 +4786,9 @@ class Client:
             row = row._replace(connect=self.timeout, answer=self.timeout)
         return row if self.deadline is None else row._replace(total=self.deadline, gone=self.deadline)
 
-    def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
-        """Send one request, and again until it is answered or its row of PATIENCE ends."""
+    def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None, once: bool = False) -> "Reply":
+        """Send one request, and again until it is answered or its row of PATIENCE ends; if ``once``, until it may have
+        been heard."""
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
         row, pause, silent = self._patience(target), 1.0, 0
         told: "Optional[Error]" = None  # what the service said last
@@ -4805,6 +4807,7 @@ class Client:
                     reply = None  # an error's frames are not to hold what came
                     raise failure
                 told, total, first_pause, silent = failure, row.total, 1.0, 0
+                call.interrupted |= reply.status >= 500
                 if reply.status == 410:
                     call.gone, total = self._timer(), row.gone
                 elif call.gone is not None:  # the VM was moved, and the service is not up yet
@@ -4822,7 +4825,7 @@ class Client:
             left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
-            if last < 0.001 or asked > last or silent > 1 and call.gone is None:
+            if last < 0.001 or asked > last or silent > 1 and call.gone is None or once and call.interrupted:
                 raise told if told and isinstance(problem, _Silence) else failure
             self._sleep(min(max(wait, asked), last))
             pause = min(pause * 2, 8)
@@ -4845,7 +4848,7 @@ class Client:
 
 class _Call:
     """What the requests of one call of the client share. begun: when it began; gone: when the service last answered
-    410, or None; interrupted: whether a try ended without an answer."""
+    410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done something."""
 
     def __init__(self, begun: float) -> None:
         self.begun, self.gone, self.interrupted = begun, None, False  # type: float, Optional[float], bool
@@ -5626,8 +5629,10 @@ ANSWERERS = (
     (403, None, "", None, "the guest proxy agent, which lets nobody through", 1),
     (400, None, "", "Required metadata header not specified", "IMDS", 0),
     (404, "server", "IMDS/", "", "IMDS, which may not be up yet", 4),
+    (404, "content-type", "application/json", "", "perhaps IMDS, which may not be up yet", 4),
     (410, None, "", "", "IMDS of a VM that is being moved", 4),
     (429, None, "", "", "IMDS, but throttling", 4),
+    *((status, None, "", "", "something that is failing", 4) for status in (500, 502, 503, 504)),
     (None, "content-type", "text/html", "", "a captive portal, or some other web server", 5),
     (None, "location", "", "", "something that redirects: a captive portal", 5),
     (None, None, "", "", "something else", 5),
@@ -5715,13 +5720,13 @@ class Doctor:
 
     def _route(self) -> "Tuple[str, str]":
         """The route to the endpoint, from /proc/net/route, where numbers are hexadecimal, low byte first."""
+        if is_loopback(self._host):
+            return "loopback", "this machine itself"
         try:
             octets = [int(octet) for octet in self._host.split(".")]
             address = sum(octet << 8 * at for at, octet in enumerate(octets))
         except ValueError:
-            return "not seen", "the endpoint is a name"
-        if octets[0] == 127:
-            return "loopback", "this machine itself"
+            return "not seen", "the endpoint is a name, or an address of IPv6"
         if not os.path.exists(os.path.join(self._root, "proc/net/route")):
             return "not seen", "this system does not show it in /proc/net/route"
         routes = [words for words in map(str.split, self._read("proc/net/route").splitlines()[1:])
@@ -5752,10 +5757,12 @@ class Doctor:
         if code:
             return "what answers at %s is %s" % (where, who), code
         try:
-            self._imds()
+            failure = self._imds()
         except (Unreachable, NotIMDS) as error:
             self._fact("answers", "no more", str(error))
             return "IMDS answers at %s, but not every time" % where, error.exit_code
+        if failure:
+            return "%s answers at %s, but not a client: %s" % (who, where, failure), failure.exit_code
         elsewhere = [name for name in LEADING if name != "AZURE_IMDS_ENDPOINT"
                      and self._environ.get(name, where).rstrip("/") != where]
         note = "; but %s leads SDKs elsewhere" % ", ".join(elsewhere) if elsewhere else ""
@@ -5769,23 +5776,33 @@ class Doctor:
         return "%sstart an emulator with 'python3 -m imds serve'" % (
             "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
 
-    def _imds(self) -> None:
+    def _imds(self) -> "Optional[Error]":
+        """Ask as a client does; return what a client would make of the first answer."""
         ask = functools.partial(self.client.ask_once, "GET", headers={"Metadata": "true"})
-        status, headers, body = ask("/metadata/versions")
-        versions = list_in(body, "apiVersions")
-        self._fact("with the header", "status %d" % status, "clients get on" if status == 200 else "clients do not")
+        target = "/metadata/instance?api-version=2021-02-01"
+        first = Reply(*ask(target), url=self.client.endpoint + target)
+        failure = _judged(first, None)
+        if failure is None:
+            failure = None if is_like_imds(first.data) else _not_imds(first, "something else")
+        elif failure.offered:  # an older service, with which a client comes to terms
+            failure = None
+        self._fact("with the header", "status %d" % first.status, "clients do not" if failure else "clients get on")
+        _, headers, body = ask("/metadata/versions")
+        versions = sorted(filter(_is_date, list_in(body, "apiVersions")))
         self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed",
                    "what a client may ask for")
         self._fact("clock", *self._clock(headers.get("date", "")))
         status, _, body = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
                               "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
         known_words = body.decode("utf-8", "replace") in IDENTITY_REFUSALS
-        self._fact("identity", "a token came (not shown)" if status == 200 else "status %d" % status,
+        has_token = status == 200 and b'"access_token"' in body
+        self._fact("identity", "a token came (not shown)" if has_token else "status %d" % status,
                    parsed_or_none(body).get("error_description", "") if known_words else
-                   "this VM has an identity" if status == 200 else "no token for programs on this VM")
+                   "this VM has an identity" if has_token else "no token for programs on this VM")
         status, _, body = ask("/metadata/scheduledevents?api-version=2020-07-01")
         events = "on, %d of them" % len(list_in(body, "Events")) if status == 200 else "status %d" % status
         self._fact("scheduled events", events, "asking turns them on")
+        return failure
 
     def _clock(self, date: str) -> "Tuple[str, str]":
         try:
@@ -6142,8 +6159,8 @@ def _run_test_ca(options: "Any") -> None:
 
 # --- events
 
-def _run_events(options: "Any") -> None:
-    client = _client(options)
+def _run_events(options: "Any") -> int:
+    client, refused = _client(options), {}  # type: Client, Dict[str, Error]
     if options.handler == "":
         raise ValueError("--exec wants a command")
     if options.handler and not options.watch:
@@ -6152,12 +6169,14 @@ def _run_events(options: "Any") -> None:
         client.begun = time.monotonic()
     if options.approve == "all":
         waiting = [event for event in client.scheduled_events()["Events"] if event["EventStatus"] == "Scheduled"]
-        if waiting:
-            client.approve(*[event["EventId"] for event in waiting])
-        elif not options.json:
+        refused = dict(_approve(client, [event["EventId"] for event in waiting]))
+        if not waiting and not options.json:
             say("imds: no event waits for an approval")
-        for event in waiting if not options.json else ():
-            say("imds: approved %s %s" % (event["EventType"], event["EventId"]))
+        for event in waiting:
+            if event["EventId"] in refused:
+                say("imds: %s" % refused[event["EventId"]])
+            elif not options.json:
+                say("imds: approved %s %s" % (event["EventType"], event["EventId"]))
     elif options.approve is not None:
         client.approve(options.approve)
     if options.watch:
@@ -6167,6 +6186,20 @@ def _run_events(options: "Any") -> None:
     elif options.approve is None:
         events = client.scheduled_events()["Events"]
         _print("\n".join(_event_line(event, client) for event in events) or "no scheduled events")
+    return 1 if refused else 0
+
+
+def _approve(client: "Client", event_ids: "List[str]") -> "Iterator[Tuple[str, Error]]":
+    """Approve events together or, where that is refused, for one may have started, each alone. Yield those refused."""
+    try:
+        if event_ids:
+            client.approve(*event_ids)
+    except (Refused, NotFound) as error:
+        if len(event_ids) == 1:
+            yield event_ids[0], error
+        else:
+            for event_id in event_ids:
+                yield from _approve(client, [event_id])
 
 
 class _Watch:
@@ -6207,7 +6240,8 @@ class _Watch:
         """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
         try:
-            self.name = self.name or str(self.client.get("compute/name"))
+            name = self.name or self.client.get("compute/name")
+            self.name = name if isinstance(name, str) and name else None
         except Error as error:
             if self.nameless is None:
                 self.nameless = begun
@@ -6610,8 +6644,10 @@ def _run_ctl(options: "Any") -> None:
     try:
         answer = client.control("/%s/%s" % (path or "imds", name or ""), arguments)
     except Unreachable as error:
-        raise Unreachable("no emulator answers at %s%s; start one with 'python3 -m imds serve --control', or say with "
-                          "--url where it is" % (url, " in time" if error.what == "silence" else "")) from None
+        if error.what != "nobody listens":
+            raise Unreachable("%s; the operation may have been done" % error) from None
+        raise Unreachable("no emulator answers at %s; start one with 'python3 -m imds serve --control', or say with "
+                          "--url where it is" % url) from None
     except NotFound:
         raise Error("there is no control at %s: start the emulator with --control" % url) from None
     except Refused as error:
@@ -6624,10 +6660,10 @@ def _run_ctl(options: "Any") -> None:
     except (KeyError, TypeError):
         raise NotIMDS("what answers at %s is no emulator: it says something else" % url) from None
     for signature, documentation in listed:
-        _print("\n".join(textwrap.wrap(signature, 79, subsequent_indent="        ")))
-        _print(textwrap.indent(documentation, "    "))
+        _print("\n".join(textwrap.wrap(printable(signature), 79, subsequent_indent="        ")))
+        _print(textwrap.indent("\n".join(map(printable, documentation.split("\n"))), "    "))
     if result is not None:
-        _print(result if isinstance(result, str) else _json(result))
+        _print(printable(result) if isinstance(result, str) else _json(result))
 
 
 def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":

@@ -911,6 +911,12 @@ class Events(Case):
                 self.assertEqual(pauses, [])
                 self.assertEqual(requests, 2 if kind is imds.NotFound else 1)
 
+    def test_an_approval_after_a_failing_answer(self):
+        for status, taken in ((504, True), (429, False)):
+            result, _, requests = self.call(lambda client: client.approve("E1"), reply(status, b""), reply(400, b"{}"),
+                                            events(EVENT % ("Started", "")))
+            self.assertEqual((type(result), requests), (type(None), 3) if taken else (imds.Refused, 2))
+
     def test_what_nobody_heard_was_not_taken(self):
         port = reserved_port(self)
 

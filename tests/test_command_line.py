@@ -613,6 +613,39 @@ class Commands(Case):
                 self.assertEqual(call("diff", name, CLOSED)[0], 3)
         self.assertEqual(call("diff", name, "nowhere")[0], 2)
 
+    def test_approve_all_though_one_is_refused(self):
+        events = [{"EventId": name, "EventType": "Reboot", "EventStatus": "Scheduled", "Resources": [], "NotBefore": ""} for name in "AB"]
+        posts = []
+
+        def answer(request):
+            if request.startswith("POST"):
+                posts.append([each["EventId"] for each in json.loads(request.partition("\r\n\r\n")[2])["StartRequests"]])
+                return reply(400, b"{}") if "B" in posts[-1] else reply(200, b"")
+            return reply(200, json.dumps({"DocumentIncarnation": 1, "Events": events}).encode())
+
+        with Script(answer) as server:
+            code, _, errors = call("events", "--approve", "all", "--endpoint", server.url)
+        self.assertEqual((code, posts), (1, [["A", "B"], ["A"], ["B"]]))
+        self.assertIn("approved Reboot A\n", errors)
+        self.assertIn("answered 400", errors)
+
+    def test_ctl_does_nothing_twice(self):
+        for answer, code in ((None, 3), (reply(503, b""), 4), ([b""] * 4, 3)):
+            with Script(answer) as server:
+                got, _, errors = call("ctl", "advance", "seconds=30", "--url", server.url, "--timeout", "0.5")
+                self.assertEqual((got, len(server.requests)), (code, 1), errors)
+            if code == 3:
+                self.assertIn("the operation may have been done", errors)
+        with Script(None, reply(200, b'{"result":5}')) as server:  # reading may be tried again
+            self.assertEqual(imds.Client(server.url).control("/imds/now", None), {"result": 5})
+
+    def test_ctl_prints_nothing_that_a_terminal_obeys(self):
+        said = {name: {"signature": "a\x1b]0;x\x07", "documentation": "b\x1b[2J\nc"} for name in imds.OPERATIONS}
+        with Script(reply(200, json.dumps(said).encode())) as server:
+            self.assertNotIn("\x1b", call("ctl", "--url", server.url)[1])
+        with Script(reply(200, json.dumps({"result": "\x1b[2J"}).encode())) as server:
+            self.assertEqual(call("ctl", "now", "--url", server.url)[1], "?[2J\n")
+
     def test_diff_with_a_service_that_lies(self):
         for part, answer in (("scheduledevents", {"DocumentIncarnation": 1, "Events": [{"EventId": "a", "EventType": "x", "EventStatus": "x",
                                                                                         "Resources": [], "NotBefore": ""}]}),

@@ -76,7 +76,9 @@ class Verdicts(Worlds):
             (reply(403, b"", "text/plain"), "the guest proxy agent, which lets nobody through", 1),
             (reply(410, b"<?xml?>", "text/xml"), "IMDS of a VM that is being moved", 4),
             (reply(429, b"{}"), "IMDS, but throttling", 4),
-            (reply(200, b"{}"), "something else", 5), (reply(500, b""), "something else", 5),
+            (reply(200, b"{}"), "something else", 5), (reply(500, b""), "something that is failing", 4),
+            (reply(503, b"<html>", "text/html"), "something that is failing", 4),
+            (reply(404, b"{}"), "perhaps IMDS, which may not be up yet", 4),
             (reply(400, b'{"error":"no"}'), "something else", 5),
         ):
             with self.subTest(words=words, answer=answer), Script(answer) as server:
@@ -103,7 +105,8 @@ class Verdicts(Worlds):
             self.assertEqual([name for name, _, _ in doctor.facts],
                              ["variables", "chassis tag", "route", "time", "without the header", "with the header", "versions",
                               "clock", "identity", "scheduled events"])
-            vm.assert_requested("/metadata/instance", times=1)
+            vm.assert_requested("/metadata/instance", times=2)
+            vm.assert_requested("/metadata/instance", times=1, headers={"Metadata": "true"})
             self.assertNotIn("metadata", vm.requests[0].request.headers)
 
     def test_behind_the_guest_proxy_agent(self):
@@ -116,13 +119,37 @@ class Verdicts(Worlds):
     def test_faults_of_our_own(self):
         for playbook, code, words in (
             ("403 always", 1, "guest proxy agent"), ("410 always", 4, "being moved"), ("429 always", 4, "throttling"),
-            ("portal always", 5, "captive portal"), ("redirect always", 5, "captive portal"), ("500 always", 5, "something else"),
+            ("portal always", 5, "captive portal"), ("redirect always", 5, "captive portal"), ("500 always", 4, "something that is failing"),
+            ("ok, 500 always", 4, "IMDS answers at"), ("ok, 403 always", 1, "but not a client"),
+            ("ok, portal always", 5, "but not a client"), ("ok, 404 always", 4, "but not a client"),
             ("hang always", 3, "silence"), ("ok, hang always", 3, "but not every time"),
         ):
             with self.subTest(playbook=playbook), imds.Emulator(faults=[playbook]) as vm:
                 doctor = self.doctor(vm.url)
                 self.assertEqual(doctor.exit_code, code, doctor.verdict)
                 self.assertIn(words, doctor.verdict)
+
+    def test_it_ends_as_get_does(self):
+        def dropped(target, headers, answer):  # by something on the way
+            response = service().respond(imds.Request("GET", target, {}))
+            return response.status, {name.lower(): value for name, value in response.headers}, response.body
+
+        doctor = self.doctor(Nobody(of=service(), change=dropped))
+        self.assertEqual(doctor.exit_code, 1, doctor.verdict)
+        for settings in ({"as_of": "2018"}, {"versions": ["2017-04-02"]}, {"versions": ["2023-07-01"]}):
+            doctor = self.doctor(Nobody(of=service(**settings)))
+            self.assertEqual(doctor.exit_code, 0, doctor.verdict)
+        for answer, value in ((b'{"apiVersions":["2021-02-01","%s"]}' % (b"x" * 100000), "1, up to 2021-02-01"),
+                              (b'{"apiVersions":["2021-02-01","2017-04-02"]}', "2, up to 2021-02-01"),
+                              (b'{"apiVersions":[{}]}', "not listed")):
+            client = Nobody(of=service(), change=lambda target, headers, said, answer=answer: (
+                (200, said[1], answer) if "versions" in target else said))
+            self.assertEqual(self.fact("versions", client), [(value, "what a client may ask for")])
+        portal = Nobody(of=service(), change=lambda target, headers, said: (
+            (200, {"content-type": "text/html"}, b"<html>") if "token" in target else said))
+        self.assertEqual(self.fact("identity", portal), [("status 200", "no token for programs on this VM")])
+        self.assertEqual(self.fact("route", Nobody("http://[::1]:9", error=imds.Unreachable("nobody"))),
+                         [("loopback", "this machine itself")])
 
     def test_what_answers_and_then_does_not(self):
         for playbook in ("ok, reset always", "ok, cut always", "ok, broken always", "ok, portal always", "ok, huge always",
