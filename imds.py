@@ -1298,9 +1298,10 @@ IMAGE_WORDS = ("publisher", "offer", "sku")
 PUBLISHERS = frozenset("""
     almalinux azuredatabricks azureopenshift canonical center-for-internet-security-inc coreos credativ debian
     erockyenterprisesoftwarefoundationinc1653071250513 kali-linux kinvolk microsoft-ads microsoft-aks
-    microsoft-azure-batch microsoft-dsvm microsoft-hpc microsoftcblmariner microsoftostc microsoftsharepoint
-    microsoftsqlserver microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver
-    microsoftwindowsserverhpcpack nvidia openlogic oracle redhat redhat-limited resf suse thefreebsdfoundation
+    microsoft-azure-batch microsoft-dsvm microsoft-hpc microsoftazuresiterecovery microsoftbiztalkserver
+    microsoftcblmariner microsoftdynamicsax microsoftostc microsoftrserver microsoftsharepoint microsoftsqlserver
+    microsoftvisualstudio microsoftwindowsdesktop microsoftwindowsserver microsoftwindowsserverhpcpack
+    microsoftwindowsserverremotedesktop nvidia openlogic oracle redhat redhat-limited resf suse thefreebsdfoundation
     """.split())
 RESOURCE_TYPES = frozenset("""
     artifacttypes availabilitysets capacityreservationgroups communitygalleries diskencryptionsets disks extensions
@@ -1312,11 +1313,11 @@ RESOURCE_PROVIDERS = frozenset(
     "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
 PUBLIC_FOLDERS = frozenset(["home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
 VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|NCC?|ND|NG|NM|NP|NV|PB)[0-9]{1,4}"
-           r"(?:-[0-9]{1,3})?[abdeilmnoprstx]{0,6}(?:_(?:cc|(?:flex_)?[AHTV][0-9]{1,3}|GH200|MI300X|MA35D"
+           r"(?:-[0-9]{1,3})?[abdefilmnoprstx]{0,6}(?:_(?:cc|HPN|(?:flex_)?[AHTV][0-9]{1,3}|GH200|MI300X|MA35D"
            r"|(?:NDR_)?GB[23]00|xl_RTXPRO6000BSE|[0-9]{1,2}))?(?:_v[0-9]{1,2})?(?:_Promo)?\Z")
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
-DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}|_lun_[0-9]{1,2}_[0-9]{1,2}"
-             r"|_[0-9]{1,3}(?=_))(?:_([0-9a-f]{32}))?\Z")
+DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}"
+             r"|(?:_lun_[0-9]{1,2})?_[0-9]{1,3}(?=_))(?:_([0-9a-f]{32}))?\Z")
 PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
 
@@ -1341,7 +1342,8 @@ class _Redactor:
         self._next_network = 0x0A100000  # 10.16.0.0
         compute = _object(_object(parts.get("instance")).get("compute"))
         self._published = _published(compute)
-        self._set = str(compute.get("vmScaleSetName") or "")
+        scale_set = compute.get("vmScaleSetName")
+        self._set = scale_set if isinstance(scale_set, str) else ""
         self._place(parts.get("instance"), everything())  # first, for address() needs it
         self._prefixes = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
@@ -1361,8 +1363,8 @@ class _Redactor:
         if node is None or node == "" or isinstance(node, bool):
             return node
         if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity as text
-            kind, _, name = node.partition(":")
-            return "user:" + self.name(name.partition(",")[0]) if kind == "user" else "system"
+            kind, colon, rest = node.partition(":")
+            return ("user" if kind == "user" else "system") + colon + ",".join(map(self._of_identity, rest.split(",")))
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node in (True, "true")
@@ -1373,6 +1375,13 @@ class _Redactor:
             first = max(most, 1000)
             return type(node)(first + int(self.number("from %d" % first, str(node), "%d")))
         return str(getattr(self, kind)(node))
+
+    def _of_identity(self, word: str) -> str:
+        """A word of an identity as text: its name, or KEY=VALUE."""
+        key, equals, value = word.rpartition("=")
+        if key not in IDENTITY_KEYS:
+            return word and self.name(word)
+        return key + equals + (self.id(value) if key == "resource_id" else self.name(value))
 
     def number(self, kind: str, value: str, form: str = "") -> str:
         """The stand-in of a value: its number among the values of its kind, in ``form``."""
@@ -1424,12 +1433,14 @@ class _Redactor:
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
-        in_set = self._set and re.match(r"(?i:%s)(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % re.escape(self._set), value)
-        if in_set:
-            return self.name(self._set) + in_set.group(1)
-        found = re.match(r"(?s)(.+?)(_[0-9]{1,3}|0000[0-9A-Z]{2})\Z", value)
+        in_set = self._set and re.match(r"(?i)(%s_)?%s(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % (
+            (re.escape(self._set),) * 2), value)
+        if in_set:  # Azure puts the name of the set before those of its disks once more
+            own = self.name(self._set)
+            return (own + "_" if in_set.group(1) else "") + own + in_set.group(2)
+        found = re.match(r"(?is)(.+?)(_[0-9]{1,3}|0000[0-9A-Z]{2})\Z", value)
         base, suffix = found.groups() if found and not found.group(1).isdigit() else (value, "")
-        return self.number("name", base.upper()) + suffix  # upper case, as EventIds are compared
+        return self.number("name", base.lower() + "/" + base.upper()) + suffix  # some letters have two lower cases
 
     guid = name  # either may stand where the other is expected
 
@@ -1445,7 +1456,8 @@ class _Redactor:
                           or kind == "versions" and re.match(r"(?:latest|[0-9]+(?:\.[0-9]+){1,3})\Z", word)
                           or kind == "locations" and word.lower() in REGIONS
                           or kind == "virtualmachines" and in_set and re.match(r"[0-9]{1,5}\Z", word))
-                words[at] = word if public or not word else self.name(word)
+                replace = self.region if kind == "locations" else self.name
+                words[at] = word if public or not word else replace(word)
                 kind, in_set = "", kind == "virtualmachinescalesets"
             elif word.lower() in RESOURCE_TYPES:
                 kind = word.lower()
@@ -1549,7 +1561,8 @@ def _published(compute: "Mapping[str, Any]") -> "set[str]":
     """The words of a VM's image that are public, in lower case: those of an image of PUBLISHERS, if they have the form
     of such words (and are no stand-ins). Of an image in a gallery there are none, for its owner chose them."""
     image = _object(_object(compute.get("storageProfile")).get("imageReference"))
-    if any(image[name] for name in set(image).difference(IMAGE_WORDS + ("version", "exactVersion"))):
+    others = [image[name] for name in set(image).difference(IMAGE_WORDS + ("version", "exactVersion"))]
+    if any(each or each == 0 and each is not False for each in others):
         return set()
     words = [node.get(name) for node in (compute, image)
              if str(node.get("publisher", "")).lower() in PUBLISHERS for name in IMAGE_WORDS]

@@ -554,7 +554,10 @@ class Redact(unittest.TestCase):
              ["contoso", "203.0", guid, "x9"]),
             ({"compute": {"vmScaleSetName": "db", "osProfile": {"adminUsername": "db00dave", "computerName": "db00PASS"}}},
              ["dave", "pass"]),
-            ({"compute": {"osProfile": {"adminUsername": "root0000pw"}}}, ["pw"]),
+            ({"compute": {"osProfile": {"adminUsername": "alice_lun_19_85"}}}, ["alice", "lun_19"]),
+            ({"compute": {"publisher": "Canonical", "offer": "contoso", "storageProfile": {"imageReference": {
+                "publisher": "Canonical", "offer": "contoso", "new": 0}}}}, ["contoso"]),
+            ({"compute": {"vmScaleSetName": 777, "name": "777_12345"}}, ["777"]),
             ({"compute": {"publisher": "canonical", "offer": 19850321, "sku": "19850321x", "plan": {"name": 19850321}}}, ["19850321\""]),
             ({"compute": {"newThing": "4155550123", "other": ["true", "Linux", "westus"]}},
              ["4155550123", "true", "linux", "westus"]),
@@ -636,6 +639,8 @@ class Redact(unittest.TestCase):
             ("compute/name", "john_4155550123", "name1"), ("compute/name", "web_12", "name1_12"),
             ("compute/osProfile", {"computerName": "web00000A"}, {"computerName": "name100000A"}),
             ("compute/name", "acme_OsDisk_1_0123456789abcdef0123456789abcdef", "name1_OsDisk_1_" + "0" * 31 + "1"),
+            ("compute/name", "acme_lun_0_2", "name1_2"),
+            ("compute/resourceId", "/locations/usnowhere/x", "/locations/region1/name1"),
             ("compute/name", "acme_1_OsDisk_1", "name1_1_OsDisk_1"), ("compute/name", "acme_1_2_OsDisk_1", "name1_2_OsDisk_1"),
             ("compute/name", "acme_disk2_0123456789abcdef0123456789abcdef", "name1_disk2_" + "0" * 31 + "1"),
             ("compute/name", "acme_lun_0_2_0123456789abcdef0123456789abcdef", "name1_lun_0_2_" + "0" * 31 + "1"),
@@ -710,7 +715,7 @@ class Redact(unittest.TestCase):
         self.assertEqual((len(set(shown)), sum(".256" in each for each in shown)), (600, 0))
 
     def test_sizes(self):
-        for size in ("Standard_ND96is_flex_H100_v5 Standard_NM16ads_MA35D Standard_ND128isr_GB300_v6 Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
+        for size in ("Standard_ND96isrf_H200_v5 Standard_F4s_HPN Standard_ND96is_flex_H100_v5 Standard_NM16ads_MA35D Standard_ND128isr_GB300_v6 Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
                      "Standard_NC128ds_xl_RTXPRO6000BSE_v6 STANDARD_D2S_V3 Standard_DC4as_cc_v5 Standard_NCC40ads_H100_v5 "
                      "Standard_M416s_8_v2 Standard_E96ias_v4 Standard_NC16as_T4_v3 Standard_FX4mds Standard_GS5-16 "
                      "Standard_HB120-16rs_v3 Standard_DS2_v2_Promo Basic_A0 Standard_PB6s Standard_NG8ads_V620_v1 "
@@ -737,6 +742,36 @@ class Redact(unittest.TestCase):
             self.assertEqual(compute["osProfile"]["computerName"], compute["vmScaleSetName"] + "00000A")
             self.assertNotIn(own, text_of(once))
             self.assertEqual(imds.redact(once), once)
+
+    def test_names_in_any_case(self):
+        compute = {"vmScaleSetName": "web", "name": "web_5", "resourceGroupName": "rg-0000ab", "osProfile": {"computerName": "web00000a"},
+                   "storageProfile": {"osDisk": {"name": "web_web_1234_OsDisk_1_" + "ab" * 16, "managedDisk": {
+                       "id": "/subscriptions/x/resourceGroups/RG-0000AB/providers/Microsoft.Compute/disks/WEB_web_1234_OsDisk_1_"
+                             + "AB" * 16}}}}
+        once = imds.redact({"compute": compute})
+        shown = once["instance"]["compute"]
+        disk = shown["storageProfile"]["osDisk"]
+        self.assertEqual(shown["osProfile"]["computerName"], shown["vmScaleSetName"] + "00000a")
+        self.assertEqual(disk["name"], "{0}_{0}_1234_OsDisk_1_{1:032x}".format(shown["vmScaleSetName"], 1))
+        self.assertEqual(disk["managedDisk"]["id"].lower().split("/")[4::4], [shown["resourceGroupName"].lower(), disk["name"].lower()])
+        self.assertEqual(imds.redact(once), once)
+
+    def test_letters_with_two_lower_cases(self):
+        for one, other in (("stra\u00dfe", "strasse"), ("k", "\u212a")):
+            vm = imds.redact({"instance": {}, "identity": {"identities": ["user:" + one, "user:" + other]}})
+            self.assertEqual(len(set(vm["identity"]["identities"])), 2)
+            self.assertEqual(len(service(vm).identities()), 2)
+
+    def test_an_identity_as_text(self):
+        guid = "8d10da13-8125-4ba9-a717-bf7490507b3d"
+        vm = {"instance": {"compute": {"vmId": guid}}, "identity": {"identities": [
+            "user:app,client_id=%s,resource_id=/subscriptions/%s/resourceGroups/g/app" % (guid, guid), "system:object_id=x"]}}
+        once = imds.redact(vm)
+        own = once["instance"]["compute"]["vmId"]
+        self.assertEqual(once["identity"]["identities"], [
+            "user:name1,client_id=%s,resource_id=/subscriptions/%s/resourceGroups/name2/name1" % (own, own), "system:object_id=name3"])
+        self.assertEqual(imds.redact(once), once)
+        self.assertEqual(service(once).identities()[0]["clientId"], own)
 
     def test_what_looks_public_is_not_of_a_gallery(self):
         for key in ("id", "communityGalleryImageId", "sharedGalleryImageId"):
