@@ -4938,6 +4938,10 @@ def _transport() -> "Callable[..., Reply]":
                 raise _TooMuch(self.most)
             return int(count)
 
+        def __del__(self) -> None:  # an interrupt can come before it is closed
+            if self.fileno() >= 0:
+                socket.socket(fileno=self.detach()).close()
+
     class Response(http.client.HTTPResponse):
         def begin(self) -> None:
             super().begin()

@@ -788,6 +788,14 @@ class Deadlines(Case):
         self.assertEqual(error.what, "silence")
         self.assertLess(time.monotonic() - begun, 1.5)
 
+    def test_an_interrupt_leaves_no_socket_open(self):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with mock.patch.object(socket.socket, "connect", side_effect=KeyboardInterrupt), self.assertRaises(KeyboardInterrupt):
+                imds.get(endpoint=CLOSED)
+            gc.collect()
+        self.assertEqual([str(each.message) for each in said], [])
+
     def test_several_addresses(self):
         with imds.Emulator() as vm, found("127.0.0.2", "127.0.0.1"):
             self.assertEqual(imds.get("compute/name", endpoint="http://localhost:%d" % vm.port), "avset2")
