@@ -749,8 +749,13 @@ def everything() -> "Dict[str, Any]":
 
 def since(path: str) -> "Optional[str]":
     """The api-version that added the field at ``path`` ("compute/zone"), or None where no table knows it."""
-    names = ["0" if name.isdigit() else name for name in path.split("/") if name]
+    names = without_indexes(filter(None, path.split("/")))
     return next((version for version in GA_VERSIONS if has(template(version), names)), None)
+
+
+def without_indexes(names: "Iterable[str]") -> "List[str]":
+    """Names in a document as they are in a template, where a list has one item."""
+    return ["0" if name.isdigit() else name for name in names]
 
 
 def fields_until(version: str, rows: "Mapping[str, str]") -> "Dict[str, Any]":
@@ -5403,24 +5408,19 @@ def _form_of(node: "Any") -> str:
         isinstance(node, (dict, list))) else format_json(node)
 
 
-def _without_indexes(names: "Iterable[str]") -> "List[str]":
-    """Names in a document as they are in a template."""
-    return ["0" if name.isdigit() else name for name in names]
-
-
 def _shown_at(reply: "Reply") -> "Any":
     """The template of the part of the instance document that was asked for."""
     asked = parse_target(reply.url)
     shown = dict(template(asked.query["api-version"]))
     shown.pop("extended", None)
-    return find(shown, _without_indexes(asked.rest))
+    return find(shown, without_indexes(asked.rest))
 
 
 def _document_differs(reply: "Reply") -> str:
     document, asked, shown = parsed_or_none(reply.data), parse_target(reply.url), _shown_at(reply)
     why = _type_differs(reply) or _keys_differ(document, shown, "")
     for path in walk(document) if not why else ():
-        names = _without_indexes(path.split("/"))
+        names = without_indexes(path.split("/"))
         added = None if has(shown, names) or VARYING.intersection(names) else since("/".join(asked.rest + (path,)))
         if added in VERSIONS and added > asked.query["api-version"]:
             return "it has %s, which is there since %s" % (path, added)
@@ -5602,7 +5602,7 @@ def verify(
         if offered and version in VERSIONS and (version not in offered or added and version < added):
             yield row, "can't tell", "this service does not offer " + (version if version not in offered else "it yet")
             continue
-        if has_shape and asked.endpoint == "instance" and not has(template(version), _without_indexes(asked.rest)):
+        if has_shape and asked.endpoint == "instance" and not has(template(version), without_indexes(asked.rest)):
             yield row, "can't tell", "at %s it is not there" % version
             continue
         try:
