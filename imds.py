@@ -5358,15 +5358,14 @@ def judge(check_row: "Check", reply: "Reply") -> str:
         text = text.replace("$newest", format_json(newest_first))
         if parsed_or_none(reply.data) == json.loads(text):  # its blanks are not known
             text = reply.text
+    if check_row.verb != "HEAD" and reply.data != text.encode():
+        return _words_differ(text, reply)
     kind = content_type_of(text).partition(";")[0]
-    return (check_row.verb != "HEAD" and _words_differ(text, reply)
-            or (reply.content_type != kind and "type %r, not %s" % (reply.content_type, kind)) or "")
+    return "" if reply.content_type == kind else "type %r, not %s" % (reply.content_type, kind)
 
 
 def _words_differ(text: str, reply: "Reply") -> str:
     """How a body differs from a text, around the first place where it does."""
-    if reply.data == text.encode():
-        return ""
     start = max(0, len(os.path.commonprefix([reply.text, text])) - 100)
     return "body %s, not %s" % (_part_of(reply.text, start), _part_of(text, start))
 
@@ -5393,19 +5392,21 @@ def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
         return "%s is %s, not %s" % (path or "it", _form_of(node), kind_of(shown))
     if isinstance(shown, list):
         shown = dict.fromkeys(map(str, range(len(node))), shown[0])
-    missing = set(shown).difference(node if isinstance(node, dict) else shown, VARYING)
-    if missing:
-        return "%s lacks %s" % (path or "it", ", ".join(sorted(missing)))
-    differences = (_keys_differ(child, shown[name], (path + "." + name).strip("."))
-                   for name, child in children(node) if name in shown)
-    return next(filter(None, differences), "" if isinstance(node, list) or list(node) == sorted(node)
-                else "%s is not in order" % (path or "it"))
+    elif set(shown).difference(node, VARYING):
+        return "%s lacks %s" % (path or "it", ", ".join(sorted(set(shown).difference(node, VARYING))))
+    for name, child in children(node):
+        why = _keys_differ(child, shown[name], (path + "." + name).strip(".")) if name in shown else ""
+        if why:
+            return why
+    in_order = isinstance(node, list) or list(node) == sorted(node)
+    return "" if in_order else "%s is not in order" % (path or "it")
 
 
 def _form_of(node: "Any") -> str:
     """What a node is, but nothing of a string."""
-    return "a string" if isinstance(node, str) else kind_of(node) if (
-        isinstance(node, (dict, list))) else format_json(node)
+    if isinstance(node, (dict, list)):
+        return kind_of(node)
+    return "a string" if isinstance(node, str) else format_json(node)
 
 
 def _shown_at(reply: "Reply") -> "Any":
