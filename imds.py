@@ -3457,10 +3457,10 @@ MAX_LINE, MAX_HEADERS, MAX_BODY = 8 * 1024, 64 * 1024, 64 * 1024  # bytes
 MAX_CHUNKS = 1024  # of a body
 MAX_REPLIES, MAX_REPLY_SIZE = 16, 64 * 1024  # answers in a row, and bytes, before it is the turn of other clients
 MAX_REPEATED, MAX_ANSWERS = 4096, 256  # bytes of a request whose answer a Moment keeps; how many answers it keeps
-MAX_AT_ONCE = 8 * 1024  # bytes of an answer that surely reach a client before whatever it sends by mistake
+MAX_AT_ONCE = 8 * 1024  # bytes of an answer that are with a client by the time the connection is closed
 DRIP_TIME = 0.02  # seconds between two bytes of the fault "drip"
 # Verb, target and version. The target is a path, or a URL, as for a proxy; for OPTIONS "*", for CONNECT a host.
-REQUEST_LINE = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ((?:/|\*|(?i:http://)|(?<=^CONNECT )[!-~])[!-~]*) (HTTP/1\.\d)\Z"
+REQUEST_LINE = r"([!-~]+) ((?:/|\*|(?i:http://)|(?<=^CONNECT )[!-~])[!-~]*) (HTTP/1\.\d)\Z"
 HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -3473,7 +3473,7 @@ def parse_head(head: bytes) -> "Request":
     """Parse the head of a request, without the empty line at its end. Raises Rejection."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     found = re.match(REQUEST_LINE, lines[0], re.A)
-    if not found:
+    if not found or not TOKEN.issuperset(found.group(1)):
         raise Rejection("malformed")
     verb, target, version = found.groups()
     return Request(verb, target, parse_headers(lines[1:]), b"", version)
