@@ -4613,7 +4613,7 @@ class Client:
             since = None if turn.acquire(blocking=False) else self._timer()  # since when another thread is waited for
             if since is not None:
                 kept = self._tokens.get(target)
-                if kept and kept.left(since, self._clock()) > 0:
+                if kept and self._left(kept) > 0:
                     return dict(kept.answer)
                 row = self._patience(target)
                 if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - since)):
@@ -4624,11 +4624,15 @@ class Client:
                 turn.release()
         return dict(token.answer)
 
+    def _left(self, token: "_Token") -> float:
+        return token.left(self._timer(), self._clock())
+
     def _good_token(self, target: str) -> "Optional[_Token]":
         """The token kept for a target, unless it is to be renewed now."""
-        kept, now = self._tokens.get(target), self._timer()
-        left = kept.left(now, self._clock()) if kept else 0
-        return kept if kept and left > (0 if now < kept.tried + RENEWAL_PAUSE else TOKEN_RENEWED) else None
+        kept = self._tokens.get(target)
+        if kept and self._left(kept) > (0 if self._timer() < kept.tried + RENEWAL_PAUSE else TOKEN_RENEWED):
+            return kept
+        return None
 
     def _renewed(self, target: str, call: "_Call", since: "Optional[float]") -> "_Token":
         """Get a token, and keep it; or the one before it, while that is better. What another thread got ``since`` this
@@ -4636,7 +4640,7 @@ class Client:
         import copy
 
         kept, (failed, failure) = self._tokens.get(target), self._failures.get(target, (0, None))
-        if since is not None and kept and kept.came >= since and kept.left(self._timer(), self._clock()) > 0:
+        if since is not None and kept and kept.came >= since and self._left(kept) > 0:
             return kept
         if since is not None and failure and failed >= since and not isinstance(failure, (Unreachable, Unavailable)):
             raise copy.copy(failure)
@@ -4647,7 +4651,7 @@ class Client:
             token = self._new_token(target, call)
         except Error as error:
             self._failures[target] = self._timer(), copy.copy(error)  # without its frames
-            if not kept or kept.left(self._timer(), self._clock()) <= 0:
+            if not kept or self._left(kept) <= 0:
                 raise
             token = kept
         now, clock = self._timer(), self._clock()
