@@ -276,24 +276,26 @@ SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "re
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
 
-# The primes of the RSA keys that sign the emulator's tokens, attested documents and certificates: each two make a key.
-# Anyone can read them here: a signature by these keys proves nothing, and no verifier outside a test may trust them.
-TEST_PRIMES = tuple(int(digits, 16) for digits in (
-    "d80c0e488c3b860d1c899793fc7da48c2bb78c3b2d26190b3d1d98b2e27452b6aeed3267a816727319b12a"
-    "e64cff73aeac9d3bb908f16d208a5a3ae66e40dbf2867a4ca4b01e0ef9265f6609b750dee5c3576e0234a5"
-    "98fc4a036af6fb1a96ef1d015201ff56f42861a630040549e30cbaec3cd51b238c3b239db3f0823cc1f5",
-    "c81675588937008ef9cc9fed0fe8ce01f8724d476957800b74c94158767a99524d3359b914f86ae23457cc"
-    "d232164e1e2899bb67560c5c8943aec4172f6528c45b27b9087266a46f38dd7f452a9f8520454bd047d57d"
-    "3309c6d028b99eba46c2dfb8ec830a0441b261095dbf87a1468a374a791778fbee36e0c8cf2cb05d2827",
-    "d650e6861baddc567ada3bac4c8907c5bf94f4458f30fa4b95053f419cd43a3175cfad85f381c395d88bee"
-    "fc9bda5a7d0112c3bd75d782e6cb80376bcd7d2535ec397caf70b367e5a0c3aeea53abaac6d8d93a205833"
-    "5d25939ac73dc1b9a6dca02c8bfc9bf2a5cf1f1881cd54f6a47f200ce3e6d1dd199c5261f4febf64c9e7"))
+# The primes of the RSA keys that sign the emulator's tokens, attested documents and certificates: all but one make a key.
+# A key of a few small primes signs faster than one of two large ones, and nobody sees the difference. Anyone can read
+# them here: a signature by these keys proves nothing, and no verifier outside a test may trust them.
+TEST_PRIMES = tuple(int(digits, 16) for digits in """
+    f2261d3de4f0b28e4b27361e7d59cf02917739a3dd34282fc5ffa4166398cf87
+    f7a5f276b5d655a8c8ddf08434920a7e0e98e3d738138a8f4645a5c09bbf082f
+    f7753dd85eea67400a37e796554cc03f6640d9e5c6bf508416156ebe753ffc69
+    f0c94138ae99b0db23a4236fdc2735084652912a4bc980c258cb53454aae46b9
+    f815bf744d8d3ba739fe787f0f076cedfde725982239bb806e6b57ae0506fbf3
+    f1ad0cad6750fbd46713e8191b2fc241482678d00704c45d049f79e605fd6c45
+    f1049d2f61f2b7e047545b2ed9ab9c42768932bc4caac0026564c20f06e3d213
+    f0eb49aca18a52fbeefc496b7d9f78f34b63b99543409ef460912d63163524ad
+    f116405b32ccb9eb588989be4058dd90b96ed20e9d07571150eb27b2f413fe37
+    """.split())
 TEST_KEY_ID = "imds-emulator-public-test-key"
 # Distinguished names. The one in the real service's certificate begins like SERVICE_NAME (observed).
 TEST_ROOT_NAME = "C=US,O=imds emulator,CN=imds emulator test root CA (its key is public)"
 TEST_ISSUER_NAME = "C=US,O=imds emulator,CN=imds emulator test issuing CA (its key is public)"
 TEST_TOKEN_NAME = "C=US,O=imds emulator,CN=imds emulator test tokens (their key is public)"
-TEST_KEYS = {TEST_ROOT_NAME: (1, 2), TEST_ISSUER_NAME: (0, 2), "": (0, 1)}  # of TEST_PRIMES; "": of the service itself
+TEST_KEYS = {TEST_ROOT_NAME: 0, TEST_ISSUER_NAME: 1, "": 2}  # the prime that each lacks; "": of the service itself
 SERVICE_NAME = "C=US,ST=WA,L=Redmond,O=Microsoft Corporation,CN="
 
 # What the web server in front of the service says (observed).
@@ -1605,36 +1607,42 @@ FILES = {TEST_ROOT_NAME: ("imds-test-ca.crt", "imds-test-ca.crl"),
          TEST_ISSUER_NAME: ("imds-test-issuing-ca.crt", "imds-test-issuing-ca.crl")}
 
 
-def _primes(name: str) -> "Tuple[int, int]":
+def _primes(name: str) -> "Tuple[int, ...]":
     """Those of an authority's key; of any other name they are the service's."""
-    one, other = TEST_KEYS.get(name, TEST_KEYS[""])
-    return TEST_PRIMES[one], TEST_PRIMES[other]
+    lacking = TEST_KEYS.get(name, TEST_KEYS[""])
+    return TEST_PRIMES[:lacking] + TEST_PRIMES[lacking + 1:]
+
+
+def _product(numbers: "Iterable[int]") -> int:
+    return functools.reduce(int.__mul__, numbers, 1)
 
 
 @functools.lru_cache(maxsize=None)
-def _private_key(p: int, q: int) -> "Tuple[int, int, int, int, int]":
-    """p, q, dP, dQ and qInv of RFC 8017."""
-    totient = (p - 1) * (q - 1)
+def _private_key(primes: "Tuple[int, ...]") -> "List[Tuple[int, int, int, int]]":
+    """For each prime: the prime, its exponent and its coefficient (RFC 8017, section 3.2), and the product of those
+    before it."""
+    totient = _product(prime - 1 for prime in primes)
     exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537 modulo totient
-    return p, q, exponent % (p - 1), exponent % (q - 1), pow(q, p - 2, p)
+    before = [_product(primes[:at]) for at in range(len(primes))]
+    return [(prime, exponent % (prime - 1), pow(product, prime - 2, prime), product)
+            for prime, product in zip(primes, before)]
 
 
 def sign(content: bytes, name: str = "") -> bytes:
     """Sign with a test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
     import hashlib
 
-    p, q, for_p, for_q, q_inverse = _private_key(*_primes(name))
     digest = _sequence(_algorithm(SHA256), _der(0x04, hashlib.sha256(content).digest()))
     padded = b"\0\1" + b"\xff" * (253 - len(digest)) + b"\0" + digest  # 256 bytes
-    number = int.from_bytes(padded, "big")  # one power for each prime is faster than one for their product
-    by_p, by_q = pow(number % p, for_p, p), pow(number % q, for_q, q)
-    return (by_q + (by_p - by_q) * q_inverse % p * q).to_bytes(256, "big")
+    number, signature = int.from_bytes(padded, "big"), 0
+    for prime, exponent, coefficient, product in _private_key(_primes(name)):
+        signature += (pow(number, exponent, prime) - signature) * coefficient % prime * product
+    return signature.to_bytes(256, "big")
 
 
 def modulus(name: str = "") -> bytes:
     """The public half of a test key, with the exponent 65537."""
-    p, q = _primes(name)
-    return (p * q).to_bytes(256, "big")
+    return _product(_primes(name)).to_bytes(256, "big")
 
 
 def base64url(data: bytes) -> str:

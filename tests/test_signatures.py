@@ -46,12 +46,12 @@ def elements(data):
 class RSA(unittest.TestCase):
     def test_known_answers(self):
         # Made by another program from the same primes.
-        for content, known in ((b"", "e6c3a8c203d11ae11a0a32e20d068f38db1cda532fa513e6c06815ebd25e909c"),
-                               (b"abc", "4e53b8e27b957bdb5d314dbca02957c29a3018a6ad2bc5900f0181f0c6a67f18")):
+        for content, known in ((b"", "3e0f08c4d30fb4fbd892dbaf5302ae1c5152992f9ffba6efef02e03c9ab5c680"),
+                               (b"abc", "7e65093ee9c2f608ad2a0b44b6e19cd1e741f9eb80f6bad444837f1dee0e990c")):
             self.assertEqual(hashlib.sha256(imds.sign(content)).hexdigest(), known)
-        self.assertTrue(imds.sign(b"").hex().startswith("44c318d0b6211812b4c27cebcda74c60f6762aa1"))
+        self.assertTrue(imds.sign(b"").hex().startswith("7f1f601616fae2c5ef777e4f539e36d043536659"))
         self.assertEqual(hashlib.sha256(imds.modulus()).hexdigest(),
-                         "d6c83414d06b61c67e84cfd578a12b765ff3cc2fcc0a1dda31c990450a51cdd7")
+                         "b2c54ba87bcfd8b975bb1279f687526b3a7465cabc948a3786ca0c4b6ecbeb68")
 
     def test_every_byte_of_the_padding(self):
         number = int.from_bytes(imds.modulus(), "big")
@@ -138,9 +138,9 @@ class Certificates(unittest.TestCase):
 
     def test_root_and_issuing_authority_never_change(self):
         for certificate, known in (
-            (imds.root_certificate(), "ba22a3585694f5cb49bfb16fa73ecc9e3f0ec15ed2cc4d5037b14991689c89e3"),
-            (imds.issuing_certificate(), "4724b719646eb55ede598059a8c96ff022bc9179c7d0ecc700e74def578ca001"),
-            (imds.token_certificate(), "df53691dcd89de65121313fb3580dc0d1add4a64378f2eb1b2183be877c606da"),
+            (imds.root_certificate(), "01da7911709907a75c7d6ede1f92ac8f8e8822357fbd4ccfd8767630e86392b1"),
+            (imds.issuing_certificate(), "67f9a05384cb11e9988dcb5f209d221c0a3b679cdebe29a0b1a4ba7dfb3c4e77"),
+            (imds.token_certificate(), "8d291a4fff0b35dd7433ee28a6d1a129f835b7067d8cb0c488b47c8c26513e11"),
         ):
             self.assertEqual(hashlib.sha256(certificate).hexdigest(), known)
 
