@@ -708,14 +708,15 @@ Field = collections.namedtuple("Field", "kind default")  # of a leaf: how it is 
 GA_VERSIONS = {version: row for version, row in sorted({**VERSIONS, **UNLISTED_VERSIONS}.items()) if version != PREVIEW}
 
 
-def complete(document: "Any") -> "Dict[str, Any]":
+def complete(document: "Any", *, is_plain: bool = False) -> "Dict[str, Any]":
     """Return a copy of ``document``, in the shape of ``/metadata/instance``, with every field of VERSIONS.
 
     A missing field gets its default, mostly ""; fields that no table knows are kept. If only one of ``tags``
     and ``tagsList`` is there, the other is made from it. Raises ValueError, which names the path, for a value
-    of the wrong shape.
+    of the wrong shape. ``is_plain``: it has passed check_plain() already.
     """
-    check_plain(document, "instance")
+    if not is_plain:
+        check_plain(document, "instance")
     completed = _shape(document, everything(), everything(), "instance")
     given, compute = (document or {}).get("compute") or {}, completed["compute"]
     if given.get("tags") is None:
@@ -833,7 +834,7 @@ def levels(node: "Any") -> "Iterator[List[Any]]":
     level = [node]
     for _ in range(MAX_DEPTH + 1):
         yield level
-        level = [child for each in level for _, child in children(each)]
+        level = [child for each in level if isinstance(each, (dict, list)) for _, child in children(each)]
 
 
 def is_shallow(node: "Any") -> bool:
@@ -999,7 +1000,7 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
                      "subnet": [{"address": subnet, "prefix": prefix}]},
             "macAddress": "%012X" % mac,
         } for addresses, public, subnet, prefix, mac in row.interfaces]},
-    })
+    }, is_plain=True)
 
 
 def _instance_of(row: "Profile", number: int) -> "Profile":
@@ -2098,7 +2099,7 @@ class Service:
             raise ValueError("attested_issuer must be a URL, not %r" % attested_issuer)
         self.clock, self.in_2018, now = clock, as_of == "2018", clock()
         parts = split_document({"instance": make_vm(profile or "linux")} if instance is None else instance)
-        self.instance = complete(parts["instance"])
+        self.instance = complete(parts["instance"], is_plain=True)
         if cloud is not None:
             self.instance["compute"]["azEnvironment"] = known(cloud, CLOUDS, "cloud")
         self.versions, self._answered = _served(self._cloud(), self.in_2018, versions)
