@@ -276,9 +276,9 @@ SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "re
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
 
-# The primes of the RSA keys that sign the emulator's tokens, attested documents and certificates: all but one make a key.
-# A key of a few small primes signs faster than one of two large ones, and nobody sees the difference. Anyone can read
-# them here: a signature by these keys proves nothing, and no verifier outside a test may trust them.
+# The primes of the RSA keys that sign the emulator's tokens, attested documents and certificates: all but one make a
+# key. One of many small primes signs faster than one of two large ones, and nobody sees the difference. Anyone can
+# read them here: a signature by these keys proves nothing, and no verifier outside a test may trust them.
 TEST_PRIMES = tuple(int(digits, 16) for digits in """
     f2261d3de4f0b28e4b27361e7d59cf02917739a3dd34282fc5ffa4166398cf87
     f7a5f276b5d655a8c8ddf08434920a7e0e98e3d738138a8f4645a5c09bbf082f
@@ -1885,13 +1885,14 @@ def parse_target(target: str) -> "Target":
         target = re.sub("^http://[^/?]*", "", target, flags=re.I)
     raw_path, _, raw_query = target.partition("?")
     query, problem = {}, None  # type: Dict[str, str], Optional[str]
+    decode: "Callable[[str], str]" = _decode if "%" in target else str  # most have nothing to decode
     try:
-        names = tuple(filter(None, _decode(raw_path).split("/")))
-        for pair in filter(None, raw_query.split("&")):
-            raw_name, _, value = pair.replace("+", " ").partition("=")
-            name = _decode(raw_name)
+        names = tuple(filter(None, decode(raw_path).split("/")))
+        for pair in filter(None, raw_query.replace("+", " ").split("&")):
+            raw_name, _, value = pair.partition("=")
+            name = decode(raw_name)
             problem = "duplicate" if name in query else problem
-            query[name] = _decode(value)
+            query[name] = decode(value)
     except ValueError:
         names, problem = tuple(filter(None, raw_path.split("/"))), "target"
     if names and names[0].lower() == "metadata":
@@ -2077,6 +2078,17 @@ def _served(cloud: "Cloud", in_2018: bool, versions: "Optional[Iterable[str]]") 
     if not offered:
         raise ValueError("versions must name at least one api-version")
     return offered, answered
+
+
+@functools.lru_cache(maxsize=64)  # many answers are of one second
+def _token_answer(token: str, client_id: str, resource: str, issued: int, now: int) -> bytes:
+    """What the service says of a token, as JSON: all values are str."""
+    return format_json({
+        "access_token": token, "client_id": client_id,
+        "expires_in": str(issued + TOKEN_SECONDS - now), "expires_on": str(issued + TOKEN_SECONDS),
+        "ext_expires_in": str(TOKEN_SECONDS - 1), "not_before": str(issued - TOKEN_BACKDATED),
+        "resource": resource, "token_type": "Bearer",
+    }).encode()
 
 
 class Service:
@@ -2328,8 +2340,8 @@ class Service:
                 raise Rejection("no-attestation")
         raise Rejection("path")
 
-    def token(self, asked: "Target", request: "Request") -> "Any":
-        """An access token of a managed identity, as the service answers it: all values are str."""
+    def token(self, asked: "Target", request: "Request") -> bytes:
+        """An access token of a managed identity, as the service answers it."""
         query, now = asked.query, int(self.clock())
         resource = query.get("resource")
         if not resource:
@@ -2344,12 +2356,7 @@ class Service:
             if len(self._tokens) >= 1000:  # clients may name any number of resources
                 self._tokens.clear()
             self._tokens[key] = issued, token
-        return {
-            "access_token": token, "client_id": identity["clientId"],
-            "expires_in": str(issued + TOKEN_SECONDS - now), "expires_on": str(issued + TOKEN_SECONDS),
-            "ext_expires_in": str(TOKEN_SECONDS - 1), "not_before": str(issued - TOKEN_BACKDATED),
-            "resource": resource, "token_type": "Bearer",
-        }
+        return _token_answer(token, identity["clientId"], resource, issued, now)
 
     def _select(self, query: "Mapping[str, str]") -> "Dict[str, str]":
         if not self._selected:
@@ -2513,10 +2520,10 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
-# What the journal masks: headers with one of these in their names, and parameters of a query with a like name.
+# What the journal masks: headers with one of these in their names, and parameters with a like name.
 SECRET_HEADER = ("auth|assertion|bearer|cookie|credential|csrf|identity-header|jwt|key|passw|pwd|secret|session|sig"
                  "|token")
-SECRET_PARAMETER = "([?&][^=&]*(?:[Aa]ssertion|[Pp]assw|[Ss]ecret|[Ss]ig|[Tt]oken)[^=&]*=)[^&]+"
+SECRET_PARAMETER = "(?:assertion|passw|secret|sig|token|Assertion|Passw|Secret|Sig|Token)[^=&?]*="
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
 LAST_CLOCK = 32503679999  # the end of the year 2999; Windows goes little further
@@ -3169,7 +3176,7 @@ def masked(exchange: "Exchange") -> "Exchange":
     if request.body and "identity" in urllib.parse.unquote(request.target).lower():
         request = request._replace(body=b"(masked)")
     if re.search(SECRET_PARAMETER, request.target):
-        request = request._replace(target=re.sub(SECRET_PARAMETER, r"\1(masked)", request.target))
+        request = request._replace(target=re.sub("(%s)[^&]+" % SECRET_PARAMETER, r"\1(masked)", request.target))
     if b'"access_token"' in response.body[:32]:
         before, name, token = response.body.partition(b'"access_token":"')
         response = response._replace(body=before + name + b"(masked)" + b"".join(token.partition(b'"')[1:]))

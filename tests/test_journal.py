@@ -95,7 +95,7 @@ class Requests(unittest.TestCase):
             ask("/metadata/%s/issuecredential%s" % (name, V), verb="POST", body=b'{"attestation_token":"hush"}', of=of)
         self.assertEqual(len(of.requests("identity/issuecredential")), 2)
         for target in ("/metadata/Identity/x", "/metadata/identi%74y/x%ff", TARGET + "&client_secret=hush&x=1",
-                       TARGET + "&access_token=hush", TARGET + "&sig=hush"):
+                       TARGET + "&access_token=hush", TARGET + "&sig=hush", TARGET + "&next=https://x/?Sig=hush&x=2"):
             ask(target, verb="POST", body=b"" if "?" in target else b"hush", of=of)
         for name in ("x-auth", "x-jwt", "x-session-id", "password", "x-identity-header"):
             ask(TARGET, dict(OK, **{name: "hush"}), of=of)
