@@ -116,7 +116,7 @@ class Requests(unittest.TestCase):
 
     def test_it_is_bounded(self):
         of = bench()
-        self.assertEqual(of.journal.maxlen, 10000)
+        self.assertEqual(imds.JOURNAL_SIZE, 10000)
         for _ in range(10050):
             of.refuse("malformed", "x")
         self.assertEqual([len(of.requests()), of.requests()[0].number, of.requests()[-1].number], [10000, 51, 10050])
