@@ -2110,8 +2110,8 @@ class Service:
         if attested_issuer is not None and not re.match(r"https?://[!-~]+\Z", attested_issuer):
             raise ValueError("attested_issuer must be a URL, not %r" % attested_issuer)
         self.clock, self.in_2018, now = clock, as_of == "2018", clock()
-        parts = split_document({"instance": make_vm(profile or "linux")} if instance is None else instance)
-        self.instance = complete(parts["instance"], is_plain=True)
+        parts = split_document({} if instance is None else instance)
+        self.instance = make_vm(profile or "linux") if instance is None else complete(parts["instance"], is_plain=True)
         if cloud is not None:
             self.instance["compute"]["azEnvironment"] = known(cloud, CLOUDS, "cloud")
         self.versions, self._answered = _served(self._cloud(), self.in_2018, versions)
