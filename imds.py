@@ -152,14 +152,15 @@ PREVIEW_NAMES = {
     "ipAddress": "ipaddress", "privateIpAddress": "ipaddress", "publicIpAddress": "publicip", "macAddress": "mac",
 }
 
-# The value of azEnvironment: the domain of the attested document's certificate, and the versions that the
-# document of early 2018 lists for that cloud.
-Cloud = collections.namedtuple("Cloud", "domain versions_in_2018")
+# The value of azEnvironment: the domain of the attested document's certificate, that of who issues tokens, and the
+# versions that the document of early 2018 lists for that cloud.
+Cloud = collections.namedtuple("Cloud", "domain issuer versions_in_2018")
 CLOUDS = {
-    "AzurePublicCloud": Cloud("metadata.azure.com", ("2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01")),
-    "AzureUSGovernmentCloud": Cloud("metadata.azure.us", ("2017-04-02", "2017-08-01")),
-    "AzureChinaCloud": Cloud("metadata.azure.cn", ("2017-04-02", "2017-08-01")),
-    "AzureGermanCloud": Cloud("metadata.microsoftazure.de", ("2017-04-02", "2017-08-01")),
+    "AzurePublicCloud": Cloud("metadata.azure.com", "sts.windows.net",
+                              ("2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01")),
+    "AzureUSGovernmentCloud": Cloud("metadata.azure.us", "sts.windows.net", ("2017-04-02", "2017-08-01")),
+    "AzureChinaCloud": Cloud("metadata.azure.cn", "sts.chinacloudapi.cn", ("2017-04-02", "2017-08-01")),
+    "AzureGermanCloud": Cloud("metadata.microsoftazure.de", "sts.windows.net", ("2017-04-02", "2017-08-01")),
 }
 
 # Path under /metadata: the verbs it takes, the api-version that introduced it (None: it needs none), and the
@@ -415,6 +416,8 @@ DIALECTS = {
         **dict.fromkeys(("bad-request", "duplicate", "format", "forwarded", "target"), IDENTITY_ERROR % "Bad request"),
         **dict.fromkeys(("path", "version-of-another"), '{"error":"Not Found"}'),
         "throttled": IDENTITY_ERROR % "Temporarily throttled, too many requests",
+        "failed": '{"error":"unknown","error_description":"Failed to retrieve token from the Active directory.'
+                  ' For details see logs in <file path>"}',  # as it is documented
     },
     "loadbalancer": {
         "verb": '{ "error": "Http method is not allowed: Path = \\"$path\\", Method = \\"$verb\\"" }',
@@ -422,6 +425,7 @@ DIALECTS = {
                         '{ "error": "API is not found: Path = \\"$path\\", Method = \\"$verb\\"" }'),
         "format": '{ "error": "Parameter value is not allowed, or parameter value \\"$value\\" is not allowed for'
                   ' parameter \\"format\\". Please fix the request and retry." }',
+        "unavailable": '{ "error": "Internal service unavailable. Please retry later" }',
     },
 }
 
@@ -434,7 +438,7 @@ REASONS = {
 }
 
 # The type of a refusal's body, by how it begins. Then the headers of a response, in the order of the wire (observed):
-# of the service itself, and of the pages of the web server in front of it.
+# of the service itself, and of what the web server and the guest proxy agent in front of it say.
 JSON_TYPE, TEXT_TYPE = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 XML_TYPE, HTML_TYPE = "text/xml; charset=utf-8", "text/html"
 CERTIFICATE_TYPE, REVOCATION_TYPE = "application/pkix-cert", "application/pkix-crl"  # of RFC 5280
@@ -443,6 +447,7 @@ IMDS_HEADERS = ("Content-Type", "Server", "x-ms-request-id", "Date", "Content-Le
 HEADERS = {
     XML_TYPE: ("Content-Length", "Content-Type", "Server", "Date"),
     HTML_TYPE: ("Content-Type", "Server", "Date", "Content-Length"),
+    "denied": ("Content-Type", "Date", "Content-Length"),
 }
 IMDS_SERVER, IIS_SERVER = "IMDS/150.870.65.1854", "Microsoft-IIS/10.0"
 
@@ -720,7 +725,8 @@ def complete(document: "Any", *, is_plain: bool = False) -> "Dict[str, Any]":
     completed = _shape(document, everything(), everything(), "instance")
     given, compute = (document or {}).get("compute") or {}, completed["compute"]
     if given.get("tags") is None:
-        compute["tags"] = ";".join("%(name)s:%(value)s" % tag for tag in compute["tagsList"])
+        tags = sorted(compute["tagsList"], key=lambda tag: tag["name"].lower())  # by name (documented)
+        compute["tags"] = ";".join("%(name)s:%(value)s" % tag for tag in tags)
     elif given.get("tagsList") is None:
         pairs = [pair.partition(":") for pair in compute["tags"].split(";") if pair]
         compute["tagsList"] = [{"name": name, "value": value} for name, _, value in pairs]
@@ -1133,15 +1139,20 @@ def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
 
 def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "Dict[str, str]":
     """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from the VM's."""
-    is_system, last = said["type"] == "system", said.get("resourceId", "").rpartition("/")[2]
-    name = said.get("name") or last or said.get("clientId") or said.get("objectId", "")
-    spec = "system" if is_system else "user:" + (said.get("resourceId") or name).lower()
-    resource_id = compute["resourceId"] if is_system else (
+    is_system = said["type"] == "system"
+    name = said.get("name") or said.get("clientId") or said.get("objectId", "")
+    resource_id = said.get("resourceId") or (compute["resourceId"] if is_system else (
         "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
-        % (compute["subscriptionId"], compute["resourceGroupName"], name))
-    return {"type": said["type"], "clientId": said.get("clientId") or guid(compute["vmId"], spec, "client"),
-            "objectId": said.get("objectId") or guid(compute["vmId"], spec, "object"),
-            "resourceId": said.get("resourceId") or resource_id}
+        % (compute["subscriptionId"], compute["resourceGroupName"], name)))
+    owner = without_instance(resource_id).lower()  # whoever has this identity has the same one
+    own = owner if owner != compute["resourceId"].lower() else compute["vmId"]  # a VM made anew has another
+    return {"type": said["type"], "clientId": said.get("clientId") or guid(own, "client"),
+            "objectId": said.get("objectId") or guid(own, "object"), "resourceId": resource_id}
+
+
+def without_instance(resource_id: str) -> str:
+    """The resource id of the scale set whose VM, in uniform orchestration, has this one; any other id as it is."""
+    return re.sub("(?i)(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", resource_id)
 
 
 @functools.lru_cache(maxsize=None)
@@ -2188,7 +2199,7 @@ class Service:
 
     def is_foreign(self, request: "Request") -> bool:
         """Whether its Host is none of this service's, as that of a web page may be."""
-        host = request.headers.get("host", "localhost")
+        host = request.headers.get("host") or "localhost"
         return self._only_hosts is not None and not is_local(host, self._only_hosts)
 
     def _answer(self, request: "Request", asked: "Target") -> "Tuple[str, bytes]":
@@ -2203,7 +2214,7 @@ class Service:
             value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
         if request.verb == "HEAD" and not (inside and self.in_2018):
             raise Rejection("head")
-        if request.verb not in asked.row.verbs:
+        if request.verb not in asked.row.verbs and (has_header or request.verb != "POST" or not inside):
             raise Rejection("verb" if inside else "outside-verb")
         if not inside:
             return self._outside(request, asked.names, has_header)
@@ -2347,7 +2358,8 @@ class Service:
         if not resource:
             raise Rejection("no-resource")
         identity = self._select(query)
-        if not (":" in resource or len(resource) == 36 and resource.count("-") == 4):  # a URI, or an application's GUID
+        is_guid = len(resource) == 36 and resource.count("-") == 4
+        if not (":" in resource or is_guid) or resource.endswith("/.default"):  # an application's URI or GUID; no scope
             raise Rejection("bad-resource", resource)
         key = (resource, *identity.values())
         issued, token = self._tokens.get(key, (0, ""))
@@ -2385,14 +2397,14 @@ class Service:
         }
         if identity["type"] != "system":
             claims["xms_az_rid"] = vm
-        claims["xms_mirid"] = re.sub("(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", own)
+        claims["xms_mirid"] = without_instance(own)
         return claims
 
     def _issuer(self) -> str:
-        return "https://sts.windows.net/%s/" % self.tenant
+        return "https://%s/%s/" % (self._cloud().issuer, self.tenant)
 
     def _open_id(self, request: "Request") -> "Any":
-        base = "http://%s/%s" % (request.headers.get("host", "localhost"), self.tenant)
+        base = "http://%s/%s" % (request.headers.get("host") or "localhost", self.tenant)
         return {"issuer": self._issuer(), "jwks_uri": base + "/discovery/keys",
                 "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
                 "response_types_supported": ["id_token"]}
@@ -2487,7 +2499,7 @@ class Service:
         self.count += 1
         values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
                   "Date": http_date(int(self.clock())), "Content-Length": str(len(body))}
-        headers = [(name, values[name]) for name in HEADERS.get(content_type, IMDS_HEADERS)]
+        headers = [(name, values[name]) for name in HEADERS.get(rule or "", HEADERS.get(content_type, IMDS_HEADERS))]
         repeats = (request is not None and status < 500 and self._bucket is None and request.verb != "POST"
                    and "bypass_cache" not in request.target)
         return Response(status, headers, body, rule, repeats)

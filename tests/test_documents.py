@@ -389,6 +389,8 @@ class Changes(unittest.TestCase):
         self.assertEqual(both(imds.change(vm, {"compute": {"tags": "a:b", "tagsList": [{"name": "c", "value": "d"}]}})),
                          ("a:b", [("c", "d")]))  # both are said, so both stand
         self.assertEqual(both(imds.change(vm, {"compute": {"name": "n"}})), both(vm))
+        unordered = [{"name": "z", "value": "1"}, {"name": "A", "value": "2"}, {"name": "b", "value": "3"}]
+        self.assertEqual(imds.change(vm, {"compute": {"tagsList": unordered}})["compute"]["tags"], "A:2;b:3;z:1")
         renamed = imds.assign(vm, "compute.tagsList.0.value", "HR")
         self.assertEqual(renamed["compute"]["tags"], "Department:HR;Environment:Test;Role:web")
 

@@ -1078,7 +1078,7 @@ class Hosts(Case):
         vm = self.start()
         for host, expected in (
             ("127.0.0.1:%d" % vm.port, 200), ("localhost", 200), ("LOCALHOST:80", 200), ("169.254.169.254", 200),
-            ("[::1]:8169", 200), ("[fe80::1]", 200), ("evil.example", 400), ("evil.example:%d" % vm.port, 400),
+            ("[::1]:8169", 200), ("[fe80::1]", 200), ("", 200), ("evil.example", 400), ("evil.example:%d" % vm.port, 400),
             ("127.0.0.1.evil.example", 400), ("localhost.evil.example", 400), ("metadata", 400),
         ):
             with self.subTest(host=host):

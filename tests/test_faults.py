@@ -220,6 +220,9 @@ class Bodies(unittest.TestCase):
                                                 b' many requests"}',
                 (404, "loadbalancer"): b'{ "error": "API is not found: Path = \\"/metadata/loadbalancer\\",'
                                        b' Method = \\"GET\\"" }',
+                (500, "identity/oauth2/token"): b'{"error":"unknown","error_description":"Failed to retrieve token from the'
+                                                b' Active directory. For details see logs in <file path>"}',
+                (503, "loadbalancer"): b'{ "error": "Internal service unavailable. Please retry later" }',
             }
             for name in self.NAMES:
                 with self.subTest(status=status, name=name):
@@ -230,7 +233,9 @@ class Bodies(unittest.TestCase):
                     headers = dict(response.headers)
                     self.assertEqual((headers["Content-Type"], headers["Content-Length"]),
                                      (content_type, str(len(response.body))))
-                    self.assertEqual("x-ms-request-id" in headers, status != 410)  # which comes from before the service
+                    of_service = status not in (403, 410)  # which come from before the service
+                    self.assertEqual("x-ms-request-id" in headers, of_service)
+                    self.assertEqual("IMDS" in headers.get("Server", ""), of_service)
         self.assertEqual(len(GONE), 313)
 
     def test_throttled_as_text(self):

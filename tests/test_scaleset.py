@@ -167,6 +167,7 @@ class Settings(unittest.TestCase):
             self.assertEqual([vm.faults() for vm in vms], [["404 always"]] * 2)
             self.assertEqual([vm.versions for vm in vms], [["2021-02-01"]] * 2)
             self.assertEqual([len(vm.identities) for vm in vms], [1, 1])
+            self.assertEqual(vms[0].identities, vms[1].identities)
 
     def test_what_is_none(self):
         for count in (0, -1, "3", 1.5, None, True):

@@ -527,6 +527,9 @@ class Token(unittest.TestCase):
             (only, get, url + VAULT + "&format=text", OK, 400, form % "Bad request"),
             (only, get, url + VAULT + "&api-version=2018-02-01", OK, 400, form % "Bad request"),
             (only, get, url + "&resource=nonsense", OK, 400, '{"error":"invalid_resource","error_description":"%s"}' % unknown),
+            (only, get, url + VAULT + "/.default", OK, 400, '{"error":"invalid_resource","error_description":"%s"}'
+             % unknown.replace("nonsense", "https://vault.azure.net/.default")),
+            (only, "POST", url + VAULT, {}, 400, form % header), (only, "POST", url + VAULT, OK, 405, '{"error":"Not allowed"}'),
             (only, get, url.replace("2018-02-01", "2017-12-01") + VAULT, OK, 404, '{"error":"Not Found"}'),
             (only, get, "/metadata/identity?api-version=2021-12-13", OK, 404, '{"error":"Not Found"}'),
             (only, get, "/metadata/identity/oauth2/x?api-version=2021-12-13", OK, 404, '{"error":"Not Found"}'),
@@ -640,6 +643,28 @@ class Token(unittest.TestCase):
             "idp": "https://sts.windows.net/%s/" % self.TENANT,
             "xms_mirid": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourcegroups/myrg/providers/Microsoft.Compute"
                          "/virtualMachines/avset2"})
+
+    def test_issuers(self):
+        for cloud, host in (("AzureChinaCloud", "sts.chinacloudapi.cn"), ("AzureUSGovernmentCloud", "sts.windows.net")):
+            one = service(cloud=cloud)
+            issuer = "https://%s/%s/" % (host, self.TENANT)
+            found = claims(self.answer(of=one)["access_token"])[1]
+            self.assertEqual((found["iss"], found["idp"]), (issuer, issuer))
+            page = json.loads(ask("/%s/.well-known/openid-configuration" % self.TENANT, of=one).body.decode())
+            self.assertEqual(page["issuer"], issuer)
+
+    def test_one_identity_has_the_same_ids_on_all_its_vms(self):
+        def ids(number, identity, **settings):
+            one = service(imds.make_vm("scaleset", number=number), identities=[identity], **settings)
+            return [one.identities()[0][name] for name in ("clientId", "objectId")]
+
+        for identity in ("user:app", "system"):  # a uniform scale set has one system-assigned identity
+            self.assertEqual(ids(0, identity), ids(7, identity))
+            self.assertNotEqual(*ids(0, identity))
+        self.assertNotEqual(ids(0, "user:app"), ids(0, "user:other"))
+        self.assertNotEqual(ids(0, "user:app"), ids(0, "system"))
+        single, other = (service(imds.merge_patch(imds.make_vm(), {"compute": {"vmId": each}})) for each in ("a", "b"))
+        self.assertNotEqual(single.identities(), other.identities())
 
     def test_whose_token_it_is(self):
         base = "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourcegroups/"
