@@ -1298,20 +1298,22 @@ PUBLIC_WORDS = frozenset("""
     cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low spot deallocate delete edgezone
     windows_client windows_server rhel_byos rhel_base rhel_eus rhel_els_6 rhel_sapapps rhel_sapha rhel_basesapapps
     rhel_basesapha sles_byos sles sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable running runninguser unknown
-    preprovisionedvm virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
+    preprovisionedosdisk virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
     """.split() + [each.lower() for each in EVENT_TYPES])
 REGIONS = frozenset("""
-    australiacentral australiacentral2 australiaeast australiasoutheast austriaeast belgiumcentral brazilsouth
-    brazilsoutheast brazilus canadacentral canadaeast centralindia centralus centraluseuap chilecentral chinaeast
-    chinaeast2 chinaeast3 chinanorth chinanorth2 chinanorth3 denmarkeast eastasia eastus eastus2 eastus2euap
-    francecentral francesouth germanycentral germanynorth germanynortheast germanywestcentral indonesiacentral
-    israelcentral israelnorthwest italynorth japaneast japanwest jioindiacentral jioindiawest koreacentral koreasouth
-    malaysiawest mexicocentral newzealandnorth northcentralus northeurope norwayeast norwaywest polandcentral
-    qatarcentral southafricanorth southafricawest southcentralus southeastasia southindia spaincentral swedencentral
-    swedensouth switzerlandnorth switzerlandwest taiwannorth taiwannorthwest uaecentral uaenorth uksouth ukwest
-    uscentral usdodcentral usdodeast useast useast2 usgovarizona usgoviowa usgovtexas usgovvirginia usnateast
-    usnatwest usseceast ussecwest ussecwestcentral uswest uswest2 uswest3 westcentralus westeurope westindia westus
-    westus2 westus3""".split())
+    asiaeast asiasoutheast australiacentral australiacentral2 australiaeast australiasoutheast austriaeast
+    belgiumcentral brazilsouth brazilsoutheast brazilus canadacentral canadaeast centralindia centralus
+    centraluseuap chilecentral chinaeast chinaeast2 chinaeast3 chinanorth chinanorth2 chinanorth3 denmarkeast
+    eastasia eastus eastus2 eastus2euap eastus3 europenorth europewest finlandcentral francecentral francesouth
+    germanycentral germanynorth germanynortheast germanywestcentral greececentral indiacentral indiasouthcentral
+    indonesiacentral israelcentral israelnorthwest italynorth japaneast japanwest jioindiacentral jioindiawest
+    koreacentral koreasouth malaysiawest mexicocentral newzealandnorth northcentralus northeurope norwayeast
+    norwaywest polandcentral qatarcentral saudiarabiaeast southafricanorth southafricawest southcentralus
+    southcentralus2 southeastasia southindia spaincentral swedencentral swedensouth switzerlandnorth switzerlandwest
+    taiwannorth taiwannorthwest uaecentral uaenorth uksouth ukwest uscentral usdodcentral usdodeast useast useast2
+    usgovarizona usgoviowa usgovtexas usgovvirginia usnateast usnatwest usseceast ussecwest ussecwestcentral ussouth
+    uswest uswest2 uswest3 westcentralus westeurope westindia westus westus2 westus3
+    """.split())
 IMAGE_WORDS = ("publisher", "offer", "sku")
 # Who publishes images for everybody. The name of any other image could tell whose VM it is.
 PUBLISHERS = frozenset("""
@@ -1332,7 +1334,7 @@ RESOURCE_PROVIDERS = frozenset(
     "microsoft.compute microsoft.keyvault microsoft.managedidentity microsoft.network microsoft.storage".split())
 PUBLIC_FOLDERS = frozenset(["home", "Users", "root", "var", "lib", "etc", "ssh", ".ssh", "authorized_keys"])
 VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|NCC?|ND|NG|NM|NP|NV|PB)[0-9]{1,4}"
-           r"(?:-[0-9]{1,3})?[abdefilmnoprstx]{0,6}(?:_(?:cc|HPN|(?:flex_)?[AHTV][0-9]{1,3}|GH200|MI300X|MA35D"
+           r"(?:-[0-9]{1,3})?[abdefilmnoprstx]{0,6}(?:_(?:cc|HPN|(?:flex_)?(?:[AHTV][0-9]{1,3}|MI300X)|GH200|MA35D"
            r"|(?:NDR_)?GB[23]00|xl_RTXPRO6000BSE|[0-9]{1,2}))?(?:_v[0-9]{1,2})?(?:_Promo)?\Z")
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
 DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}"
@@ -1397,8 +1399,8 @@ class _Redactor:
 
     def _of_identity(self, word: str) -> str:
         """A word of an identity as text: its name, or KEY=VALUE."""
-        key, equals, value = word.rpartition("=")
-        if key not in IDENTITY_KEYS:
+        key, equals, value = word.partition("=")
+        if not equals or key not in IDENTITY_KEYS:
             return word and self.name(word)
         return key + equals + (self.id(value) if key == "resource_id" else self.name(value))
 
@@ -5310,9 +5312,16 @@ documented  metadata            GET   false  header that says false       {i}{v}
 observed    document            GET   True   header in other case         {i}{v}
 observed    metadata            GET   -      no header, before the version  {i}
 observed    metadata            GET   -      no header, identity          {token}
+documented  metadata            GET   false  header that says false, identity  {token}
 documented  metadata            GET   -      no header, versions          {m}/versions
-chosen      forwarded           GET   xff    X-Forwarded-For              {i}{v}
-chosen      duplicate           GET   true   parameter given twice        {i}{v}&api-version=VERSION
+observed    metadata            GET   -      no header, leaf              {i}/compute/vmId{v}{text}
+observed    metadata            GET   -      no header, attested          {m}/attested/document{v}
+observed    metadata            GET   -      no header, load balancer     {m}/loadbalancer{v}
+observed    metadata            GET   -      no header, tenant            {m}/identity/info{t}
+documented  refused             GET   xff    X-Forwarded-For              {i}{v}
+chosen      forwarded           GET   xff    X-Forwarded-For, the words   {i}{v}
+documented  refused             GET   true   parameter given twice        {i}{v}&api-version=VERSION
+chosen      duplicate           GET   true   parameter given twice, the words  {i}{v}&api-version=VERSION
 observed    document            GET   true   unknown parameter            {i}{v}&any=thing
 observed    head                HEAD  -      HEAD                         {i}/compute
 chosen      metadata            GET   -      GET / without the header     /

@@ -649,6 +649,7 @@ class Redact(unittest.TestCase):
             (keys, "/Users/bob/.ssh/authorized_keys", "/Users/name1/.ssh/authorized_keys"),
             ("compute/newThing", "group-acme", None), ("compute/zone", "2", "2"), ("compute/zone", "two", "value1"),
             ("compute/location", "West US 2", "West US 2"), ("compute/location", "usnowhere", "region1"),
+            ("compute/physicalZone", "europewest-AZ01", "europewest-AZ01"), ("compute/location", "eastus3", "eastus3"),
             ("compute/physicalZone", "useast-AZ01", "useast-AZ01"), ("compute/physicalZone", "usnowhere-AZ01", "region1-AZ01"),
             ("compute/vmSize", "Standard_NC24ads_A100_v4", "Standard_NC24ads_A100_v4"),
             ("compute/vmSize", "Basic_A1", "Basic_A1"),
@@ -716,8 +717,15 @@ class Redact(unittest.TestCase):
         shown = [value for _, value in leaves(imds.redact(many))]
         self.assertEqual((len(set(shown)), sum(".256" in each for each in shown)), (600, 0))
 
+    def test_other_parts_of_a_snapshot(self):
+        shown = imds.redact({"instance": {"extended": {"compute": {"ppsType": "PreprovisionedOSDisk"}}}, "identity": {
+            "identities": ["user:app,resource_id=/subscriptions/s/resourceGroups/g=1/app"]}})
+        self.assertEqual(shown["instance"]["extended"]["compute"]["ppsType"], "PreprovisionedOSDisk")
+        self.assertRegex(shown["identity"]["identities"][0], "^user:name[0-9],resource_id=/subscriptions/name[0-9]/")
+        imds.Service(lambda: 1e9, shown)
+
     def test_sizes(self):
-        for size in ("Standard_ND96isrf_H200_v5 Standard_F4s_HPN Standard_ND96is_flex_H100_v5 Standard_NM16ads_MA35D Standard_ND128isr_GB300_v6 Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
+        for size in ("Standard_ND96isrf_H200_v5 Standard_F4s_HPN Standard_ND96is_flex_H100_v5 Standard_ND96is_flex_MI300X_v5 Standard_NM16ads_MA35D Standard_ND128isr_GB300_v6 Standard_NV4ads_V710_v5 Standard_NV28adms_V710_v5 Standard_ND128isr_NDR_GB200_v6 standard_d2s_v3 "
                      "Standard_NC128ds_xl_RTXPRO6000BSE_v6 STANDARD_D2S_V3 Standard_DC4as_cc_v5 Standard_NCC40ads_H100_v5 "
                      "Standard_M416s_8_v2 Standard_E96ias_v4 Standard_NC16as_T4_v3 Standard_FX4mds Standard_GS5-16 "
                      "Standard_HB120-16rs_v3 Standard_DS2_v2_Promo Basic_A0 Standard_PB6s Standard_NG8ads_V620_v1 "
