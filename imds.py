@@ -5330,7 +5330,9 @@ documented  version             GET   true   no version                   {i}
 observed    version             GET   true   no version, leaf             {i}/compute/location
 observed    version             GET   true   no version, root             {m}
 observed    version             GET   true   version under another name   {i}?version=VERSION
-documented  version             GET   true   unknown version              {i}?api-version=2016-01-01
+documented  version             GET   true   version before the first     {i}?api-version=2016-01-01
+documented  version             GET   true   version between two          {i}?api-version=2019-05-05
+documented  version             GET   true   version after the last       {i}?api-version=2999-01-01
 documented  version             GET   true   malformed version            {i}?api-version=latest
 documented  versions            GET   true   versions                     {m}/versions
 chosen      path                GET   true   unknown endpoint             {m}/nonsense{v}
@@ -5358,13 +5360,13 @@ observed    path                GET   true   identity root                {m}/id
 documented  tenant              GET   true   tenant                       {m}/identity/info{t}
 observed    no-resource         GET   true   token without a resource     {token}{t}
 observed    token               GET   true   token                        {token}{t}{r}
+observed    token               GET   true   token at a later version     {token}?api-version=2021-05-01{r}
 observed    no-identity         GET   true   token of nobody              {token}{t}{r}&client_id=dead
 observed    loadbalancer        GET   true   load balancer                {m}/loadbalancer{v}
 observed    attested            GET   true   attested document            {m}/attested/document{v}&nonce=1234567890
 chosen      version-of-another  GET   true   attested before its time     {m}/attested/document?api-version=2018-04-02
-documented  event-list          GET   true   scheduled events             {m}/scheduledevents?api-version=2020-07-01
 documented  metadata            GET   -      events without the header    {m}/scheduledevents?api-version=2020-07-01
-observed    not-found           GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
+observed    refused             GET   true   events, version of another   {m}/scheduledevents?api-version=2021-12-13
 observed    content-type        GET   true   header Content-Type          {i}{v}
 observed    server              GET   true   header Server                {i}{v}
 observed    x-ms-request-id     GET   true   header x-ms-request-id       {i}{v}
@@ -5378,13 +5380,19 @@ chosen      path                GET   true   newer credential, by GET     {m}/id
 
 @functools.lru_cache(maxsize=None)
 def contract_checks() -> "List[Check]":
-    """The checks of the table, and one for the document at each version."""
+    """The checks of the table, and one for each version of what changes with it. (The preview is known from its
+    document alone, which was withdrawn.)"""
     lines = CONTRACT_CHECKS.format(
         i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=TOKENS", text="&format=text",
         token="/metadata/identity/oauth2/token", cred="?cred-api-version", r="&resource=https://management.azure.com/")
     return [Check(*re.split("  +", line.strip())) for line in lines.splitlines()] + [
-        Check("documented", "document", "GET", "true", "document at " + version,
-              "/metadata/instance?api-version=" + version) for version in VERSIONS]
+        Check("chosen" if version == PREVIEW else "documented", expected, "GET", "true", "%s at %s" % (name, version),
+              "/metadata/%s?api-version=%s" % (endpoint, version))
+        for expected, name, endpoint, versions in (
+            ("event-list", "events", "scheduledevents", EVENT_VERSIONS),
+            ("attested", "attested document", "attested/document", ATTESTED_VERSIONS),
+            ("document", "document", "instance", VERSIONS))
+        for version in versions]
 
 
 def judge(check_row: "Check", reply: "Reply") -> str:
@@ -5413,7 +5421,8 @@ def judge(check_row: "Check", reply: "Reply") -> str:
 def _words_differ(text: str, reply: "Reply") -> str:
     """How a body differs from a text, around the first place where it does."""
     start = max(0, len(os.path.commonprefix([reply.text, text])) - 100)
-    return "body %s, not %s" % (_part_of(reply.text, start), _part_of(text, start))
+    return "body %s, not %s" % (
+        "that may hold a token" if reply.body is None else _part_of(reply.text, start), _part_of(text, start))
 
 
 def _part_of(text: str, start: int = 0) -> str:
@@ -5516,7 +5525,7 @@ def _listing_differs(pattern: str, reply: "Reply") -> str:
     if why:
         return why
     lines = reply.text.split("\n")
-    missing = set(format_text(_shown_at(reply)).split("\n")).difference(lines)
+    missing = set(format_text(_shown_at(reply)).split("\n")).difference(lines, VARYING)
     names = [line.rstrip("/") for line in lines]
     in_order = names == sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
     return "lacks " + ", ".join(sorted(missing)) if missing else "" if in_order else "not in order"
@@ -5568,7 +5577,7 @@ def _balance_differs(reply: "Reply") -> str:
             if list(rule) != list(row):
                 return _names_differ(rule, row, " in " + name)
             for key, field in row.items():
-                if not isinstance(rule[key], int if field.kind == "count" else str):
+                if type(rule[key]) is not (int if field.kind == "count" else str):
                     return "%s.%s is %s" % (name, key, _form_of(rule[key]))
     return ""
 
@@ -5578,24 +5587,33 @@ def _attested_differs(reply: "Reply") -> str:
     if why:
         return why
     try:
-        attested_content(parsed_or_none(reply.data))
+        content = attested_content(parsed_or_none(reply.data))
     except ValueError as error:
         return "its signature: %s" % error
-    return ""
+    why = _keys_differ(content, fields_until(parse_target(reply.url).query["api-version"], ATTESTED_VERSIONS), "")
+    return why and "its content: " + why
 
 
 def _is_one_of(bodies: "Sequence[str]") -> "Callable[[Reply], str]":
     return lambda reply: "" if reply.text in bodies else _words_differ(bodies[0], reply)
 
 
+def _refusal_of_token_differs(reply: "Reply") -> str:
+    """A VM without the identity may say so; one of another cloud does not know the resource."""
+    document, words = parsed_or_none(reply.data), (REFUSALS["no-identity"].body, REFUSALS["several-identities"].body)
+    is_other_cloud = isinstance(document, dict) and document.get("error") == "invalid_resource"
+    return "" if is_other_cloud or reply.text in words else _words_differ(words[0], reply)
+
+
 # What says little of who answers: another server may do the same.
-COMMON = frozenset("head outside path version-of-another not-found leaf-refused content-type x-ms-request-id date"
-                   " content-length".split())
+COMMON = frozenset("head outside path version-of-another not-found refused leaf-refused content-type x-ms-request-id"
+                   " date content-length".split())
 SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what returns how a reply differs, or ""
     "document": {200: _document_differs},
     "guid": {200: functools.partial(_text_differs, r"([0-9a-fA-F-]{36})?\Z")},
     "mac": {200: functools.partial(_text_differs, r"([0-9A-F]{12})?\Z")},
     "not-found": {404: lambda reply: ""},
+    "refused": dict.fromkeys((400, 403, 404), lambda reply: ""),
     "listing": {200: functools.partial(_listing_differs, r"(\w+/?\n)*\w+/?\Z")},
     "indexes": {200: functools.partial(_listing_differs, r"(\d+/\n)*\d+/\Z")},
     "leaf-refused": {400: lambda reply: "it is refused for another reason" if re.search(
@@ -5605,7 +5623,7 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
     "token": {200: functools.partial(_object_differs, {
         "access_token": "[!-~]+", "client_id": ".*", "expires_in": "[0-9]+", "expires_on": "[0-9]+",
         "ext_expires_in": "[0-9]+", "not_before": "[0-9]+", "resource": ".+", "token_type": "Bearer"}),
-              400: _is_one_of([REFUSALS[rule].body for rule in ("no-identity", "several-identities")])},
+              400: _refusal_of_token_differs},
     "loadbalancer": {200: _balance_differs, 404: _is_one_of([REFUSALS["no-load-balancer"].body] + [
         '{ "error": "%s" }' % text for text in (
             "Load Balancer metadata API is not available right now. Please retry later",
@@ -5645,9 +5663,11 @@ def verify(
         row = row._replace(target=row.target.replace("VERSION", newest).replace("TOKENS", for_tokens))
         asked, has_shape = parse_target(row.target), row.expected in SHAPES
         version = asked.query.get("api-version", "")
-        added = asked.row.since if asked.endpoint and row.expected != "version-of-another" else None
-        if offered and version in VERSIONS and (version not in offered or added and version < added):
-            yield row, "can't tell", "this service does not offer " + (version if version not in offered else "it yet")
+        added = asked.row.since if version and row.expected not in ("version", "version-of-another") else None
+        is_missing = bool(offered) and version in VERSIONS and version not in offered
+        is_early = added is not None and bool(named) and (version < added or newest < max(version, added))
+        if is_missing or is_early:
+            yield row, "can't tell", "this service does not offer " + (version if is_missing else "it yet")
             continue
         if has_shape and asked.endpoint == "instance" and not has(template(version), without_indexes(asked.rest)):
             yield row, "can't tell", "at %s it is not there" % version
@@ -5684,7 +5704,7 @@ LEADING = {  # environment variables that lead clients elsewhere, and which clie
     "IMDS_ENDPOINT": "every SDK, with IDENTITY_ENDPOINT: to Azure Arc", "MSI_ENDPOINT": "every SDK: to Cloud Shell",
 }
 # (status, header, text in it, text in the body, who answers, exit code); the first that fits. None as status or header
-# fits any, None as text only an empty body.
+# fits any, None as text only an empty body. With 0, the answer to a client tells more.
 ANSWERERS = (
     (401, "www-authenticate", ".key", "", "an Azure Arc agent", 5),
     (None, "metadata-flavor", "Google", "", "the metadata service of Google Cloud", 5),
@@ -5694,6 +5714,7 @@ ANSWERERS = (
     (400, None, "", "Required metadata header not specified", "IMDS", 0),
     (404, "server", "IMDS/", "", "IMDS, which may not be up yet", 4),
     (404, "content-type", "application/json", "", "perhaps IMDS, which may not be up yet", 4),
+    (200, None, "", '"compute"', "something like IMDS that does not want the header", 0),
     (410, None, "", "", "IMDS of a VM that is being moved", 4),
     (429, None, "", "", "IMDS, but throttling", 4),
     *((status, None, "", "", "something that is failing", 4) for status in (500, 502, 503, 504)),
@@ -6166,10 +6187,11 @@ def _run_verify(options: "Any") -> int:
             status, said, body = client.ask_once(verb, target, headers)
         except Unreachable as error:
             gone.append(error)
+            client.deadline = client.deadline or 10  # who is silent once need not be waited for so long again
             raise
         gone.clear()
         is_failing = status in (410, 429, 500, 502, 503, 504)
-        is_agent = status == 403 and not body  # of the guest proxy, which lets nobody through
+        is_agent = status == 403 and not body and verb != "HEAD"  # of the guest proxy, which lets nobody through
         answers.add("failing" if is_failing else "imds" if is_agent or is_like_imds(body) else "other")
         return status, said, body
 
@@ -6190,7 +6212,7 @@ def _run_verify(options: "Any") -> int:
             _print("%-10s  " % mark + "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % counts)
     documents = [row["why"] for row in rows if row["check"].startswith("document at ")]
     if documents and all(why.startswith("status 400, ") for why in documents):
-        say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, which the service refuses?")
+        say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, or take Metadata away?")
     is_wrong = any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
     is_unsure = sum(counts["can't tell"] for counts in summary.values()) * 2 > len(rows)
     if gone and is_unsure or len(gone) > 5 and not is_wrong:

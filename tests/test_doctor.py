@@ -98,6 +98,13 @@ class Verdicts(Worlds):
                 for other in ("guest proxy agent", "Arc"):
                     self.assertNotIn(other, doctor.verdict)
 
+    def test_who_does_not_want_the_header(self):
+        answer = reply(200, b'{"compute":{"name":"n"},"network":{"interface":[]}}', "application/json; charset=utf-8")
+        with Script(answer) as server:
+            doctor = self.doctor(server.url)
+            self.assertEqual((doctor.verdict, doctor.exit_code), (
+                "something like IMDS that does not want the header answers at " + server.url, 0))
+
     def test_our_own(self):
         with imds.Emulator() as vm:
             doctor = self.doctor(vm.url)
