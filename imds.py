@@ -4369,7 +4369,8 @@ IDENTITY_REFUSALS = frozenset(  # bodies that may be shown: no part of a request
     if body.startswith("{") and "$" not in body)
 ADVICE = {403: "the guest proxy agent may keep this program out", 404: "check the path and the api-version"}
 # What the service never answers, by status, or else by its first digit; for all others the status says enough.
-ODD_ANSWERS = {3: "a redirect", 304: None, 4: "an HTML page", 511: "a wish to log in"}
+ODD_ANSWERS = {3: "a redirect", 304: None, 4: "an HTML page", 401: "a challenge, as an Azure Arc agent does",
+               511: "a wish to log in"}
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
@@ -4383,16 +4384,20 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
         """The Content-Type, without its charset."""
         return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
+    def time_in(self, name: str) -> "Optional[float]":
+        """The time in a header, in seconds since 1970, or None if there is none that can be read."""
+        try:
+            return parse_time(self.headers.get(name, ""))
+        except ValueError:
+            return None
+
     @property
     def retry_after(self) -> int:
         """Retry-After in seconds, or 0."""
         said = self.headers.get("retry-after", "").strip()
-        try:
-            if said.isdecimal():
-                return int(said[:9])
-            return int(max(0, (parse_time(said) or 0) - (parse_time(self.headers.get("date", "")) or time.time())))
-        except ValueError:
-            return 0
+        if said.isdecimal():
+            return int(said[:9])
+        return max(0, int((self.time_in("retry-after") or 0) - (self.time_in("date") or time.time()) + 0.999))
 
     @property
     def text(self) -> str:
@@ -4535,10 +4540,7 @@ class Client:
             listed = check(document["Events"], list, "Events")
         except (ValueError, KeyError):
             raise _not_imds(reply, "JSON of another shape") from None
-        try:
-            self.ahead = (parse_time(reply.headers.get("date", "")) or self._clock()) - self._clock()
-        except ValueError:  # a Date that can't be read
-            pass
+        self.ahead = (reply.time_in("date") or self._clock()) - self._clock()
         if len(listed) > MAX_EVENTS:
             raise _not_imds(reply, "more than %d events" % MAX_EVENTS)
         why, lost = "", set()  # type: str, set[str]
@@ -4569,8 +4571,8 @@ class Client:
                                      if event["EventStatus"] == "Scheduled")
                 if "" not in lost and waiting.isdisjoint(each.upper() for each in event_ids):
                     return
-            raise Refused("%s; is there such an event (still)? The list of events says" % refusal,
-                          refusal.status, refusal.body, refusal.url) from None
+            advice = "; is there such an event (still)? The list of events says" if refusal.status == 400 else ""
+            raise Refused("%s%s" % (refusal, advice), refusal.status, refusal.body, refusal.url) from None
         text = reply.data.strip()
         answer = parsed_or_none(text) if text else {}
         is_error = isinstance(answer, dict) and bool({"error", "errors"}.intersection(map(str.lower, answer)))
@@ -4599,7 +4601,7 @@ class Client:
         while True:
             begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
             try:
-                document, odd, lost = self._events(self._call())
+                document, odd, lost = self._events(self._call(MAX_DEAF))
                 if last and lost:  # an event that can't be read now is not gone
                     listed = {event["EventId"].upper() for event in document["Events"]}
                     kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
@@ -4831,8 +4833,8 @@ class Client:
 
     # --- one request, and its tries
 
-    def _call(self) -> "_Call":
-        return _Call(self._timer() if self.begun is None else self.begun)
+    def _call(self, most: float = float("inf")) -> "_Call":
+        return _Call(self._timer() if self.begun is None else self.begun, most)
 
     def _patience(self, target: str) -> "Patience":
         """The row of PATIENCE for a target, with the timeout and deadline of this client."""
@@ -4849,8 +4851,9 @@ class Client:
         url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
         row, pause, silent = self._patience(target), 1.0, 0
         told: "Optional[Error]" = None  # what the service said last
+        nobody: "Optional[float]" = None  # since when nobody listens
         while True:
-            until = call.begun + (row.total if call.gone is None else row.gone)
+            until, begun = call.begun + (row.total if call.gone is None else row.gone), self._timer()
             problem = reply = None
             try:
                 reply = _transport()(url, body, _Limit(row, until, self._timer))
@@ -4863,7 +4866,7 @@ class Client:
                 if not isinstance(failure, Unavailable):
                     reply = None  # an error's frames are not to hold what came
                     raise failure
-                told, total, first_pause, silent = failure, row.total, 1.0, 0
+                told, total, first_pause, silent, nobody = failure, row.total, 1.0, 0, None
                 call.interrupted |= reply.status >= 500
                 if reply.status == 410:
                     call.gone, total = self._timer(), row.gone
@@ -4874,15 +4877,17 @@ class Client:
                 failure, first_pause, asked = self._unreachable(url, problem), 0.1, 0
                 call.interrupted |= not _is_nobody(problem)
                 silent += isinstance(problem, _Silence)
-                total = row.gone
-                if call.gone is None:
-                    total = NOBODY if self.deadline is None and _is_nobody(problem) else row.total
+                nobody = (begun if nobody is None else nobody) if _is_nobody(problem) else None
+                total = row.gone if call.gone is not None else row.total
+                if nobody is not None and call.gone is None and self.deadline is None:
+                    total = min(total, nobody - call.begun + NOBODY)
             import random
 
             left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
-            if last < 0.001 or asked > last or silent > 1 and call.gone is None or once and call.interrupted:
+            is_over = last < 0.001 or asked > min(last, call.most)
+            if is_over or silent > 1 and call.gone is None or once and call.interrupted:
                 raise told if told and isinstance(problem, _Silence) else failure
             self._sleep(min(max(wait, asked), last))
             pause = min(pause * 2, 8)
@@ -4904,11 +4909,13 @@ class Client:
 
 
 class _Call:
-    """What the requests of one call of the client share. begun: when it began; gone: when the service last answered
-    410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done something."""
+    """What the requests of one call of the client share. begun: when it began; most: seconds for which it waits because
+    the service asks for it; gone: when that last answered 410, or None; interrupted: whether a try ended without an
+    answer, or a failing one, and may have done something."""
 
-    def __init__(self, begun: float) -> None:
-        self.begun, self.gone, self.interrupted = begun, None, False  # type: float, Optional[float], bool
+    def __init__(self, begun: float, most: float = float("inf")) -> None:
+        self.begun, self.most = begun, most
+        self.gone, self.interrupted = None, False  # type: Optional[float], bool
 
 
 class _Limit:
@@ -5174,8 +5181,9 @@ def _says_invalid_version(reply: "Reply") -> bool:
 
 
 def _is_foreign(reply: "Reply") -> bool:
-    """Whether it is a page of a web server other than the service's own."""
-    return reply.content_type == "text/html" and not reply.headers.get("server", "").startswith("Microsoft-IIS")
+    """Whether it is a challenge, or a page of a web server other than the service's own."""
+    is_of_iis = reply.headers.get("server", "").startswith("Microsoft-IIS")
+    return "www-authenticate" in reply.headers or reply.content_type == "text/html" and not is_of_iis
 
 
 def _number(kind: "Type[float]", word: str) -> float:
@@ -6292,7 +6300,11 @@ class _Watch:
     """`events --watch`: a line for each event that comes, changes or goes; on a terminal, a countdown to the next."""
 
     def __init__(self, client: "Client", options: "Any") -> None:
+        import copy
+
         self.client, self.options = client, options
+        self.other = copy.copy(client)  # for all but the list of events, which is not to wait for long meanwhile
+        self.other.deadline = min(client.deadline or MAX_DEAF / 2, MAX_DEAF / 2)
         self.known: "Dict[str, Dict[str, Any]]" = {}
         self.incarnation: "Any" = None
         self.live = _is_terminal() and not options.json
@@ -6300,7 +6312,7 @@ class _Watch:
         self.nameless: "Optional[float]" = None  # since when the name could not be had
 
     def run(self) -> None:
-        handlers = _Handlers(self.options.handler, self.client)
+        handlers = _Handlers(self.options.handler, self.other)
         interval = max(self.options.interval, 2 / RATE_LIMIT)  # for the list, and perhaps an approval
         signals = _Signals()
         try:
@@ -6326,14 +6338,16 @@ class _Watch:
         """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
         try:
-            name = self.name or self.client.get("compute/name")
+            name = self.name or self.other.get("compute/name")
             self.name = name if isinstance(name, str) and name else None
         except Error as error:
-            if self.nameless is None:
-                self.nameless = begun
-                say("imds: %s; watching goes on" % error)
-            if time.monotonic() - self.nameless >= (self.client.deadline or PATIENCE[""].total):
+            row, since = PATIENCE[""], begun if self.nameless is None else self.nameless
+            total = self.client.deadline or (row.gone if error.status == 410 else row.total)
+            if time.monotonic() - since >= total:
                 raise
+            if self.nameless is None:
+                say("imds: %s; watching goes on" % error)
+            self.nameless = since
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
@@ -6369,7 +6383,8 @@ class _Handlers:
         self.begun: "set[str]" = set()
         self.not_begun: "set[str]" = set()  # of which it was said that it could not be
         self.approvals: "List[str]" = []
-        self.is_late = False  # an approval could not be sent, and this was reported
+        self.is_late = False  # an approval was not taken, and this was reported
+        self.not_before = 0.0  # time.monotonic() until when the service wants to be asked no more
 
     def begin(self, event: "Mapping[str, Any]") -> None:
         """Run the command for an event, once."""
@@ -6392,23 +6407,25 @@ class _Handlers:
         ended = [each for each, handler in self.running.items() if handler.poll() is not None]
         self.approvals += [each for each in ended if self.report(each)]
         due = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
-        together = [due] if due else []
+        together = [due] if due and time.monotonic() >= self.not_before else []
+        was_late, self.is_late = self.is_late, self.is_late and not together
         while together:
-            batch, was_late, self.is_late = together.pop(0), self.is_late, False
+            batch = together.pop(0)
             try:
                 self.client.approve(*[events[each]["EventId"] for each in batch])
                 self.approvals = [each for each in self.approvals if each not in batch]
-            except (Refused, NotFound) as error:
-                if len(batch) > 1:  # one bad id has all refused: send each alone
+            except Error as error:
+                is_refused = isinstance(error, (Refused, NotFound))
+                if is_refused and len(batch) > 1:  # one bad id has all refused: send each alone
                     together += [[each] for each in batch]
-                else:
+                elif error.status == 400:
                     self.approvals.remove(batch[0])
                     say("imds: %s" % error)
-            except Error as error:
-                if not was_late:
-                    say("imds: %s; the approval will be sent again" % error)
-                self.is_late = True
-                return
+                else:
+                    if not (was_late or self.is_late):
+                        say("imds: %s; the approval will be sent again" % error)
+                    self.is_late, self.not_before = True, time.monotonic() + error.retry_after
+                    together = together if is_refused else []
 
     def report(self, event_id: str) -> bool:
         """Forget a handler that has ended; return whether its event may start."""

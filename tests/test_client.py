@@ -1,6 +1,7 @@
 """Room 9: the client, against the emulator and against servers that misbehave."""
 
 import contextlib
+import email.utils
 import gc
 import gzip
 import inspect
@@ -485,6 +486,10 @@ class Patience(Case):
             result, pauses, requests = self.call(ask, answer)
             self.assertIsInstance(result, imds.Refused)
             self.assertEqual((pauses, requests), ([], 1))
+        for call in (ask, imds.Client.get):
+            result, _, requests = self.call(call, reply(401, b"", headers=["WWW-Authenticate: Basic realm=/x/1.key"]))
+            self.assertEqual((type(result), requests), (imds.NotIMDS, 1))
+            self.assertIn("Azure Arc", str(result))
 
     def test_a_404_elsewhere_is_an_answer(self):
         for path in ("/metadata/loadbalancer", "/metadata/identity/info", "/metadata/nonsense?api-version=2021-02-01"):
@@ -543,6 +548,8 @@ class Patience(Case):
             ("7", 7, 7.1), ("0", 0, 2), ("soon", 0, 2), ("-5", 0, 2), ("1e1", 0, 2), ("7 ", 7, 7.1), ("19", 19, 19.1),
             ("Sat, 07 Feb 2026 11:04:53 GMT" + date, 7, 7.1), ("Sat, 07 Feb 2026 11:04:40 GMT" + date, 0, 2),
             ("Fri, 07 Feb 2025 11:04:53 GMT", 0, 2),
+            (email.utils.formatdate(time.time() + 9.5, usegmt=True), 8, 10.1),
+            (email.utils.formatdate(time.time() + 9.5, usegmt=True) + "\r\nDate: garbage", 8, 10.1),
         ):
             result, pauses, _ = self.ask(reply(429, b"", JSON, ["Retry-After: " + header]), reply())
             self.assertEqual((result, len(pauses)), ("avset2", 1))
@@ -560,6 +567,23 @@ class Patience(Case):
         self.assertIsInstance(result, OSError)
         self.assertIn(" broke off (", str(result))
         self.assertLess(sum(pauses), 20)
+
+    def test_who_is_away_after_an_answer_may_come_back(self):
+        for back, expected in ((5.5, imds.Reply), (60, imds.Unreachable)):
+            patient = Patient()
+
+            def fetch(url, body, limit):
+                if 4 < patient.now < back:  # noqa: B023
+                    raise ConnectionRefusedError(111, "refused")
+                return imds.Reply(503 if patient.now <= 4 else 200, {}, b"", url)  # noqa: B023
+
+            with mock.patch.object(imds, "_transport", lambda: fetch):  # noqa: B023
+                try:
+                    result = patient.client(CLOSED)._ask("/", imds._Call(0))
+                except imds.Error as error:
+                    result = error
+            self.assertIsInstance(result, expected)
+            self.assertLess(patient.now, 16)  # two seconds after a pause of up to ten
 
     def test_a_silence_after_an_answer_is_another(self):
         silence = imds._Silence("timed out")

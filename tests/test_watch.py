@@ -16,7 +16,7 @@ import unittest
 from unittest import mock
 
 import imds
-from tests.support import FILE, HTML, Patient, Script, reply, reserved_port
+from tests.support import CLOSED, FILE, HTML, Patient, Script, reply, reserved_port
 
 EVENT = ('{"EventId":"%s","EventStatus":"%s","EventType":"Reboot","ResourceType":"VirtualMachine","Resources":["avset2"],'
          '"NotBefore":"%s","Description":"%s","EventSource":"Platform","DurationInSeconds":-1}')
@@ -117,13 +117,16 @@ class Program(unittest.TestCase):
                     self.assertTrue(line.startswith("imds: ") and line.endswith("; watching goes on"), line)
 
     def test_it_waits_as_long_as_the_service_asks_for(self):
-        for seconds, statuses in ((7, 1), (60, 9)):
+        for seconds, statuses in ((7, 1), (15, 1), (60, 9)):
             self.setUp()
             with Script(listed(), *[reply(429, b"", headers=["Retry-After: %d" % seconds])] * statuses + [
                     listed(incarnation=2)]) as server:
                 lists = self.changes(server.url, 2)
             if seconds == 7:  # within a call
                 self.assertEqual([pause for pause in self.patient.pauses if pause > 5], [7])
+                self.assertEqual(lists[-1]["DocumentIncarnation"], 2)
+            elif seconds == 15:  # longer than it may be without a look
+                self.assertEqual([pause for pause in self.patient.pauses if pause > 5], [10])
                 self.assertEqual(lists[-1]["DocumentIncarnation"], 2)
             else:  # longer than a call may last
                 self.assertIsInstance(lists[-1], imds.Unavailable)
@@ -480,7 +483,7 @@ class Handlers(Case):
         self.assertEqual(len([line for line in lines if "will be sent again" in line]), 1, lines)
 
     def test_the_same_absence_is_said_once(self):
-        away, gone = imds.Unreachable("nobody is there"), imds.NotFound("no such event")
+        away, gone = imds.Unreachable("nobody is there"), imds.Refused("no such event", 400)
         client = mock.Mock()
         client.approve.side_effect = [away, away, None, away, away, gone, away, away]
         handlers = imds._Handlers(None, client)
@@ -491,6 +494,68 @@ class Handlers(Case):
                 handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
         again = "imds: nobody is there; the approval will be sent again"
         self.assertEqual(said, [again, again, "imds: no such event", again])
+
+    def test_only_400_says_that_there_is_no_such_event(self):
+        for status, kept in ((400, []), (401, ["E1"]), (403, ["E1"]), (404, ["E1"]), (405, ["E1"])):
+            client = mock.Mock()
+            client.approve.side_effect = [(imds.NotFound if status == 404 else imds.Refused)("no", status), None]
+            handlers, said = imds._Handlers(None, client), []
+            handlers.approvals = ["E1"]
+            with mock.patch("imds.say", said.append):
+                for left in (kept, []):
+                    handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
+                    self.assertEqual(handlers.approvals, left)
+            self.assertEqual(said, ["imds: no" + ("" if status == 400 else "; the approval will be sent again")])
+
+    def test_one_refused_for_now_does_not_keep_back_the_others(self):
+        client, taken = mock.Mock(), []
+
+        def approve(*event_ids):
+            if "E1" in event_ids:
+                raise imds.Refused("not now", 403)
+            taken.extend(event_ids)
+
+        client.approve.side_effect = approve
+        handlers = imds._Handlers(None, client)
+        handlers.approvals = ["E1", "E2", "E3"]
+        with mock.patch("imds.say"):
+            handlers.look({each: {"EventId": each, "EventStatus": "Scheduled"} for each in handlers.approvals})
+        self.assertEqual((taken, handlers.approvals), (["E2", "E3"], ["E1"]))
+
+    def test_an_approval_waits_as_long_as_the_service_asks_for(self):
+        error, times, now = imds.Unavailable("throttled", 429), [], [100.0]
+        error.retry_after = 8
+        client = mock.Mock()
+        client.approve.side_effect = lambda *_: times.append(now[0]) or (_ for _ in ()).throw(error)
+        handlers, said = imds._Handlers(None, client), []
+        handlers.approvals = ["E1"]
+        with mock.patch("imds.say", said.append), mock.patch("imds.time.monotonic", lambda: now[0]):
+            for _ in range(20):
+                handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
+                now[0] += 1
+        self.assertEqual((times, len(said)), ([100, 108, 116], 1))
+
+    def test_nothing_else_keeps_it_from_the_list_for_long(self):
+        for deadline, most in ((None, 5), (3, 3), (60, 5)):
+            watch = imds._Watch(imds.Client(CLOSED, deadline=deadline), mock.Mock(json=False))
+            self.assertEqual((watch.client.deadline, watch.other.deadline), (deadline, most))
+
+    def test_how_long_the_name_may_be_missing(self):
+        for status, deadline, total in ((503, None, 20), (410, None, 70), (503, 3, 3)):
+            now, said = [100.0], []
+            watch = imds._Watch(imds.Client(CLOSED, deadline=deadline), mock.Mock(json=False))
+            watch.other = mock.Mock()
+
+            def get(path):
+                now[0] += 5 if total > 5 else total  # noqa: B023
+                raise imds.Unavailable("failing", status)  # noqa: B023
+
+            watch.other.get.side_effect = get
+            with mock.patch("imds.say", said.append), mock.patch("imds.time.monotonic", lambda: now[0]):  # noqa: B023
+                with self.assertRaises(imds.Unavailable):
+                    while now[0] < 1000:
+                        self.assertIsNone(watch.own_name())
+            self.assertEqual((now[0], len(said)), (100 + total, 1 if total > 5 else 0))
 
     def test_an_event_is_the_same_in_any_case(self):
         posts = []
