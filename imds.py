@@ -2044,23 +2044,22 @@ class Events:
         self._put(_Event(shown, starts=max(starts, self._clock()), cancelled=cancelled, lasts=lasts))
         self._changed()
 
-    def has(self, event_id: str) -> bool:
-        """Whether there is such an event, Scheduled or Started."""
+    def named(self, event_ids: "List[str]") -> "List[_Event]":
+        """The events of these ids, Scheduled or Started. Raises ValueError where there is none."""
         self.settle()
-        return event_id.upper() in self._events
+        for event_id in event_ids:
+            if event_id.upper() not in self._events:
+                raise ValueError("there is no event %r" % event_id)
+        return [self._events[event_id.upper()] for event_id in event_ids]
 
     def cancel(self, event_id: str) -> None:
-        if not self.has(event_id):
-            raise ValueError("there is no event %r" % event_id)
-        del self._events[event_id.upper()]
+        for event in self.named([event_id]):
+            del self._events[event.shown["EventId"].upper()]
         self._changed()
 
-    def approve(self, event_ids: "Iterable[str]") -> None:
+    def approve(self, events: "Iterable[_Event]") -> None:
         """Start those of the events that are still Scheduled."""
-        self.settle()
-        now = self._clock()
-        named = {each.upper(): self._events.get(each.upper()) for each in event_ids}
-        waiting = [event for event in named.values() if event and event.started is None]
+        now, waiting = self._clock(), [event for event in events if event.started is None]
         for event in waiting:
             self._start(event, now)
         if waiting:
@@ -2322,16 +2321,13 @@ class Service:
     def scheduled_events(self, asked: "Target", request: "Request") -> bytes:
         return self.events.text(asked.query["api-version"], not self.instance["compute"]["vmScaleSetName"]).encode()
 
-    def _to_start(self, request: "Request") -> "List[str]":
-        """The EventIds that a POST approves; a payload with anything else in it changes nothing."""
+    def _to_start(self, request: "Request") -> "List[_Event]":
+        """The events that a POST approves; a payload with anything else in it changes nothing."""
         try:
-            requests = load_json(request.body)["StartRequests"]
-            event_ids = [each["EventId"] for each in requests]
-            if isinstance(requests, list) and all(self.events.has(event_id) for event_id in event_ids):
-                return event_ids
+            requests = check(load_json(request.body)["StartRequests"], list, "StartRequests")
+            return self.events.named([each["EventId"] for each in requests])
         except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-        raise Rejection("events")
+            raise Rejection("events") from None
 
     def load_balancer_document(self, asked: "Target", request: "Request") -> "Any":
         document = self.load_balancer()
@@ -2794,9 +2790,8 @@ class Bench:
 
     def approve(self, event_id: str) -> None:
         """Start an event now, as a client's approval does. Raises ValueError where there is none."""
-        if not self.service.events.has(check(event_id, str, "event_id")):
-            raise ValueError("there is no event %r" % event_id)
-        self.service.events.approve([event_id])
+        events = self.service.events
+        events.approve(events.named([check(event_id, str, "event_id")]))
 
     def cancel(self, event_id: str) -> None:
         """Take an event off the list. Raises ValueError where there is none."""
