@@ -599,12 +599,7 @@ def find(document: "Any", names: "Iterable[str]") -> "Any":
     """Return the node of ``document`` that the names and list indexes lead to, or raise KeyError."""
     node = document
     for name in names:
-        if isinstance(node, list) and name in map(str, range(len(node))):  # "0", not "00" or "-1"
-            node = node[int(name)]
-        elif isinstance(node, dict):
-            node = node[name]
-        else:
-            raise KeyError(name)
+        node = node[name] if isinstance(node, dict) else dict(children(node))[name]
     return node
 
 
