@@ -2076,17 +2076,6 @@ class Events:
         return self._texts[version, single]
 
 
-def _served(cloud: "Cloud", in_2018: bool, versions: "Optional[Iterable[str]]") -> "Tuple[List[str], List[str]]":
-    """The api-versions that are offered, oldest first, and those that are answered."""
-    offered = list(cloud.versions_in_2018 if in_2018 else VERSIONS)
-    answered = offered + ([PREVIEW] if in_2018 else list(UNLISTED_VERSIONS))
-    if versions is not None:
-        offered = answered = sorted({known(version, answered, "api-version") for version in versions})
-    if not offered:
-        raise ValueError("versions must name at least one api-version")
-    return offered, answered
-
-
 @functools.lru_cache(maxsize=64)  # many answers are of one second
 def _token_answer(token: str, client_id: str, resource: str, issued: int, now: int) -> bytes:
     """What the service says of a token, as JSON: all values are str."""
@@ -2121,7 +2110,12 @@ class Service:
         self.instance = make_vm(profile or "linux") if instance is None else complete(parts["instance"], is_plain=True)
         if cloud is not None:
             self.instance["compute"]["azEnvironment"] = known(cloud, CLOUDS, "cloud")
-        self.versions, self._answered = _served(self._cloud(), self.in_2018, versions)
+        self.versions = list(self._cloud().versions_in_2018 if self.in_2018 else VERSIONS)  # that are offered
+        self._answered = self.versions + ([PREVIEW] if self.in_2018 else list(UNLISTED_VERSIONS))
+        if versions is not None:
+            self.versions = self._answered = sorted({known(each, self._answered, "api-version") for each in versions})
+        if not self.versions:
+            raise ValueError("versions must name at least one api-version")
         last = self._cloud().versions_in_2018[-1] if self.in_2018 else EVENTS_NEWEST
         self._event_versions = [each for each in EVENT_VERSIONS if each <= last]
         self.rate_limit: float = rate_limit if rate_limit is not None else RATE_LIMIT if self.in_2018 else 0
