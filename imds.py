@@ -1150,16 +1150,13 @@ def without_instance(resource_id: str) -> str:
     return re.sub("(?i)(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", resource_id)
 
 
-@functools.lru_cache(maxsize=None)
-def balance_fields() -> "Dict[str, List[str]]":
-    """The lists in a load balancer's document and the names in each item, in the order of the wire."""
-    return {name: list(rules[0]) for name, rules in fields(PARTS["loadbalancer"])["loadbalancer"].items()}
+BALANCE = fields(PARTS["loadbalancer"])["loadbalancer"]  # name of a list -> [the fields of its items], as on the wire
 
 
 def check_load_balancer(document: "Mapping[str, Any]") -> None:
     """Raise ValueError unless this is the document of a load balancer."""
     rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
-    for name in balance_fields():
+    for name in BALANCE:
         for rule in check(rules.get(name, []), list, "loadbalancer." + name):
             check(rule, dict, "loadbalancer." + name)
 
@@ -1173,13 +1170,10 @@ CHECKS: "Dict[str, Callable[[Mapping[str, Any]], Any]]" = {
 
 def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     """A load balancer's document in the order of the wire."""
-    def ordered(node: "Mapping[str, Any]", names: "Iterable[str]") -> "Dict[str, Any]":
-        return {**{name: node[name] for name in names if name in node}, **node}
-
     document = document.get("loadbalancer", document)
-    shown = balance_fields()
-    rules = {name: [ordered(rule, row) for rule in document.get(name, [])] for name, row in shown.items()}
-    return ordered(dict(document, **rules), shown)
+    lists = {name: [{key: rule[key] for key in (*row, *rule) if key in rule} for rule in document.get(name, [])]
+             for name, [row] in BALANCE.items()}
+    return {**lists, **document, **lists}  # the names in this order, whatever the document's
 
 
 def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
