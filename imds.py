@@ -1664,20 +1664,12 @@ def jwt(claims: str) -> str:
 
 # --- certificates
 
-def root_certificate() -> bytes:
-    """The certificate of the authority that a verifier must trust, DER."""
-    return _authority(TEST_ROOT_NAME, "")
-
-
-def issuing_certificate(base: str = "") -> bytes:
-    """The certificate of the authority that signs the service's own, DER: what CA Issuers leads to. ``base``: the URL
-    below which the certificates and revocation lists of the authorities are; without it, it does not say where."""
-    return _authority(TEST_ISSUER_NAME, base)
-
-
 @functools.lru_cache(maxsize=16)
-def _authority(subject: str, base: str) -> bytes:
-    return _certificate(subject, TEST_ROOT_NAME, AUTHORITY_TIMES, [
+def authority_certificate(name: str = TEST_ROOT_NAME, base: str = "") -> bytes:
+    """The certificate of an authority, DER: of the root, which a verifier must trust, or of the issuer of the service's
+    own, to which CA Issuers leads. ``base``: the URL below which its issuer's certificate and revocation list are;
+    without it, it does not say where."""
+    return _certificate(name, TEST_ROOT_NAME, AUTHORITY_TIMES, [
         _extension("2.5.29.19", _sequence(TRUE), critical=True),
         _extension("2.5.29.15", _der(0x03, b"\x01\x06"), critical=True),  # keyCertSign, cRLSign
     ] + (_places(base, TEST_ROOT_NAME) if base else []))
@@ -1692,7 +1684,7 @@ def token_certificate() -> bytes:
 @functools.lru_cache(maxsize=16)
 def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base: str) -> bytes:
     """The certificate of the service, DER, as observed in 2026, for the DNS ``names``, of which the last is its common
-    name. ``base``: as for issuing_certificate."""
+    name. ``base``: as for authority_certificate."""
     return _certificate(SERVICE_NAME + names[-1], issuer, (start, start + CERTIFICATE_SECONDS), [
         _extension("2.5.29.15", _der(0x03, b"\x05\xa0"), critical=True),  # digitalSignature, keyEncipherment
         _extension("2.5.29.37", _sequence(_oid("1.3.6.1.5.5.7.3.1"))),  # serverAuth
@@ -2493,11 +2485,11 @@ class Service:
 PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
     ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
     "discovery/keys": (JSON_TYPE, Service._keys),
-    "imds-test-ca.pem": (TEXT_TYPE, lambda service, request: pem(root_certificate()).encode()),
-    FILES[TEST_ROOT_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: root_certificate()),
+    "imds-test-ca.pem": (TEXT_TYPE, lambda service, request: pem(authority_certificate()).encode()),
+    FILES[TEST_ROOT_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: authority_certificate()),
     FILES[TEST_ROOT_NAME][1]: (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ROOT_NAME)),
-    FILES[TEST_ISSUER_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: issuing_certificate(
-        service.authorities(request))),
+    FILES[TEST_ISSUER_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: authority_certificate(
+        TEST_ISSUER_NAME, service.authorities(request))),
     FILES[TEST_ISSUER_NAME][1]: (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ISSUER_NAME)),
 }
 
@@ -6226,7 +6218,7 @@ def _run_doctor(options: "Any") -> int:
 
 
 def _run_test_ca(options: "Any") -> None:
-    _print(pem(issuing_certificate() if options.issuing else root_certificate()).rstrip())
+    _print(pem(authority_certificate(TEST_ISSUER_NAME if options.issuing else TEST_ROOT_NAME)).rstrip())
 
 
 # --- events

@@ -1399,7 +1399,7 @@ class Attested(unittest.TestCase):
     def signed(self, content):
         import base64
 
-        data = imds.signed_data(content, b"x", imds.issuing_certificate())
+        data = imds.signed_data(content, b"x", imds.authority_certificate(imds.TEST_ISSUER_NAME))
         return json.dumps({"encoding": "pkcs7", "signature": base64.b64encode(data).decode()}).encode()
 
     def test_by_what_it_says(self):

@@ -805,9 +805,9 @@ class Attested(unittest.TestCase):
 
     def test_what_is_published(self):
         one = service()
-        for target, body in (("/imds-test-ca.pem", imds.pem(imds.root_certificate()).encode()),
-                             ("/imds-test-ca.crt", imds.root_certificate()),
-                             ("/imds-test-issuing-ca.crt", imds.issuing_certificate("http://localhost"))):
+        for target, body in (("/imds-test-ca.pem", imds.pem(imds.authority_certificate()).encode()),
+                             ("/imds-test-ca.crt", imds.authority_certificate()),
+                             ("/imds-test-issuing-ca.crt", imds.authority_certificate(imds.TEST_ISSUER_NAME, "http://localhost"))):
             response = ask(target, {}, of=one)  # without the Metadata header
             self.assertEqual((response.status, response.body), (200, body))
         for target in ("/imds-test-issuing-ca.crl", "/imds-test-ca.crl"):
@@ -815,7 +815,7 @@ class Attested(unittest.TestCase):
         for settings, headers, url in (({}, {"host": "127.0.0.1:8169"}, b"http://127.0.0.1:8169/imds-test-ca.crl"),
                                        ({"attested_issuer": "http://ca.example/"}, {}, b"http://ca.example/imds-test-ca.crl")):
             self.assertIn(url, ask("/imds-test-issuing-ca.crt", headers, of=service(**settings)).body)
-        self.assertNotIn(b"http", imds.issuing_certificate())
+        self.assertNotIn(b"http", imds.authority_certificate(imds.TEST_ISSUER_NAME))
         self.assertEqual(ask("/ocsp", {}, of=one).status, 404)
 
 

@@ -103,7 +103,7 @@ class DER(unittest.TestCase):
     def test_all_that_is_built_is_der(self):
         signer = service_certificate()
         data = imds.signed_data(b"{}" * 300, imds.sign(b"{}" * 300), signer)
-        for encoded in (imds.root_certificate(), imds.issuing_certificate(), imds.issuing_certificate("http://x"), signer,
+        for encoded in (imds.authority_certificate(), imds.authority_certificate(imds.TEST_ISSUER_NAME), imds.authority_certificate(imds.TEST_ISSUER_NAME, "http://x"), signer,
                         imds.token_certificate(), imds.revocation_list(imds.TEST_ISSUER_NAME, 1700006400), data):
             count = 0
             for _, size, octets, _ in elements(encoded):
@@ -131,15 +131,15 @@ class Certificates(unittest.TestCase):
         self.assertIn("300a06082b06010505070301", uses)  # of the extended uses, serverAuth alone
         self.assertIn("030205a0", uses)  # digitalSignature, keyEncipherment
         self.assertIn(bytes.fromhex("0603551d0f0101ff0404030205a0"), signer)  # critical
-        for authority in (imds.root_certificate(), imds.issuing_certificate()):
+        for authority in (imds.authority_certificate(), imds.authority_certificate(imds.TEST_ISSUER_NAME)):
             self.assertIn(bytes.fromhex("0603551d130101ff040530030101ff"), authority)  # an authority; critical
             self.assertIn(bytes.fromhex("0603551d0f0101ff040403020106"), authority)  # keyCertSign, cRLSign; critical
             self.assertIn(b"\x17\x0d200101000000Z\x17\x0d490101000000Z", authority)
 
     def test_root_and_issuing_authority_never_change(self):
         for certificate, known in (
-            (imds.root_certificate(), "01da7911709907a75c7d6ede1f92ac8f8e8822357fbd4ccfd8767630e86392b1"),
-            (imds.issuing_certificate(), "67f9a05384cb11e9988dcb5f209d221c0a3b679cdebe29a0b1a4ba7dfb3c4e77"),
+            (imds.authority_certificate(), "01da7911709907a75c7d6ede1f92ac8f8e8822357fbd4ccfd8767630e86392b1"),
+            (imds.authority_certificate(imds.TEST_ISSUER_NAME), "67f9a05384cb11e9988dcb5f209d221c0a3b679cdebe29a0b1a4ba7dfb3c4e77"),
             (imds.token_certificate(), "8d291a4fff0b35dd7433ee28a6d1a129f835b7067d8cb0c488b47c8c26513e11"),
         ):
             self.assertEqual(hashlib.sha256(certificate).hexdigest(), known)
@@ -148,7 +148,7 @@ class Certificates(unittest.TestCase):
         names = (imds.TEST_ROOT_NAME, imds.TEST_ISSUER_NAME, "")
         keys = [imds._key_id(name) for name in names]
         self.assertEqual(len(set(keys)), 3)
-        certificates = [imds.root_certificate(), imds.issuing_certificate("http://x"), service_certificate()]
+        certificates = [imds.authority_certificate(), imds.authority_certificate(imds.TEST_ISSUER_NAME, "http://x"), service_certificate()]
         for at, certificate in enumerate(certificates):
             own, issuers = b"\x06\x03\x55\x1d\x0e\x04\x16\x04\x14" + keys[at], b"\x80\x14" + keys[max(0, at - 1)]
             self.assertEqual((certificate.count(own), certificate.count(issuers)), (1, 1))
@@ -159,8 +159,8 @@ class Certificates(unittest.TestCase):
                 self.assertEqual(opened.startswith(b"\0\1\xff\xff"), name == names[max(0, at - 1)])
 
     def test_serial_numbers_are_positive_and_differ(self):
-        certificates = [imds.root_certificate(), imds.issuing_certificate(), imds.issuing_certificate("http://x"),
-                        imds.issuing_certificate("http://y"), service_certificate(base="http://x"),
+        certificates = [imds.authority_certificate(), imds.authority_certificate(imds.TEST_ISSUER_NAME), imds.authority_certificate(imds.TEST_ISSUER_NAME, "http://x"),
+                        imds.authority_certificate(imds.TEST_ISSUER_NAME, "http://y"), service_certificate(base="http://x"),
                         service_certificate(names=("westus2.metadata.azure.com",) + NAMES[1:])] + [
             service_certificate(start) for start in (0, 86400, 1700000000)]
         serials = [[content for tag, _, _, content in elements(each) if tag == 0x02][1] for each in certificates]
@@ -168,11 +168,11 @@ class Certificates(unittest.TestCase):
         self.assertTrue(all(1 <= len(serial) <= 20 and serial[0] < 128 for serial in serials))
 
     def test_pem(self):
-        text = imds.pem(imds.root_certificate())
+        text = imds.pem(imds.authority_certificate())
         lines = text.split("\n")
         self.assertEqual((lines[0], lines[-2:]), ("-----BEGIN CERTIFICATE-----", ["-----END CERTIFICATE-----", ""]))
         self.assertEqual(max(map(len, lines[1:-2])), 64)
-        self.assertEqual(base64.b64decode("".join(lines[1:-2])), imds.root_certificate())
+        self.assertEqual(base64.b64decode("".join(lines[1:-2])), imds.authority_certificate())
 
 
 class PKCS7(unittest.TestCase):
@@ -192,7 +192,7 @@ class PKCS7(unittest.TestCase):
 
     def test_what_is_none(self):
         data = imds.signed_data(b"{}", b"s" * 256, service_certificate())
-        for wrong in (b"", b"{}", b"\x30", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff", b"\x30\x00" * 100, imds.root_certificate(),
+        for wrong in (b"", b"{}", b"\x30", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff", b"\x30\x00" * 100, imds.authority_certificate(),
                       data[:20], data[:-1], b"\x30\x03\x02\x01\x01"):
             with self.subTest(wrong=wrong[:20]), self.assertRaises(ValueError):
                 imds.signed_content(wrong)
@@ -212,8 +212,8 @@ class OpenSSL(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
-        self.root = self.write("root.pem", imds.pem(imds.root_certificate()).encode())
-        self.both = self.write("both.pem", (imds.pem(imds.root_certificate()) + imds.pem(imds.issuing_certificate())).encode())
+        self.root = self.write("root.pem", imds.pem(imds.authority_certificate()).encode())
+        self.both = self.write("both.pem", (imds.pem(imds.authority_certificate()) + imds.pem(imds.authority_certificate(imds.TEST_ISSUER_NAME))).encode())
 
     def write(self, name, data):
         path = os.path.join(self.folder, name)
@@ -272,7 +272,7 @@ class OpenSSL(unittest.TestCase):
                 lists += pem
             url, = re.findall(r"CA Issuers - URI:(\S+)", more.decode())
             asked.request("GET", "/" + url.split("/", 3)[3])
-            self.assertEqual(asked.getresponse().read(), imds.root_certificate())
+            self.assertEqual(asked.getresponse().read(), imds.authority_certificate())
             asked.close()
         self.assertEqual(lists.count(b"BEGIN X509 CRL"), 2)
         for more in ([], ["-x509_strict"], ["-crl_check_all", "-CRLfile", self.write("crl.pem", lists)]):
