@@ -3930,22 +3930,19 @@ def _server_class() -> "Any":
         def send(self, connection: "_Connection") -> None:
             """Send what can be sent now, and set a timer for what comes later."""
             later = connection.later
-            while connection.unsent or later:
-                if later and not later[0][0]:  # all that is ready goes as one piece
-                    connection.unsent += later.popleft()[1]
-                    continue
-                if not connection.unsent:
-                    heapq.heappush(self.timers, (time.monotonic() + later[0][0], id(connection), connection))
-                    break
+            while later and not later[0][0]:  # all that is ready goes as one piece
+                connection.unsent += later.popleft()[1]
+            if connection.unsent:
+                is_last = not later and connection.conversation.ending == "close"
                 try:
-                    is_last = not later and connection.conversation.ending == "close"
                     sent = connection.socket.send(connection.unsent, TOGETHER if is_last else 0)
                 except BlockingIOError:
                     sent = 0
                 connection.unsent = connection.unsent[sent:]
-                if connection.unsent:
-                    connection.since = self.now if sent else connection.since
-                    break
+                if sent and connection.unsent:
+                    connection.since = self.now
+            if later and not connection.unsent:
+                heapq.heappush(self.timers, (time.monotonic() + later[0][0], id(connection), connection))
             if connection.unsent or connection.awaited == WRITE:  # read no more from a client that does not read
                 self.wait_for(connection)
             if not connection.unsent and not later:
