@@ -3570,10 +3570,6 @@ class Conversation:
             before, _, after = reply.partition(number) if number else (reply, b"", b"")
             moment.answers[data] = Kept(before, after, self.ending, self.lingers, masked(exchange))
 
-    def time_out(self) -> "List[Tuple[float, bytes]]":
-        """Refuse a request that takes too long; return what to send."""
-        return self._refuse("slow")
-
     def _run(self) -> "Iterator[Optional[List[Tuple[float, bytes]]]]":
         """Yield what to send for each request in turn; None where more bytes are needed."""
         while True:
@@ -3587,7 +3583,7 @@ class Conversation:
                 request = yield from self._read_head()
                 body = yield from self._read_body(request)
             except Rejection as refusal:
-                yield self._refuse(refusal.rule)
+                yield self.refuse(refusal.rule)
                 return
             self.in_request = False
             yield self._answer(request._replace(body=body) if body else request)
@@ -3703,7 +3699,8 @@ class Conversation:
                     for at in range(last + 1)]
         return [(exchange.seconds, data)]
 
-    def _refuse(self, rule: str) -> "List[Tuple[float, bytes]]":
+    def refuse(self, rule: str) -> "List[Tuple[float, bytes]]":
+        """Refuse what can't be read, or takes too long; return what to send."""
         line = self._line or self._unread[:80].partition(b"\n")[0].decode("latin-1").rstrip("\r")
         self._exchange = self._bench.refuse(rule, line, self._peer)
         with_body = not line.startswith("HEAD ")
@@ -3966,7 +3963,7 @@ def _server_class() -> "Any":
                 self.drop(connection)
                 return
             with self.lock:
-                connection.later.extend(connection.conversation.time_out())
+                connection.later.extend(connection.conversation.refuse("slow"))
             self.send(connection)
 
         def drop(self, connection: "_Connection") -> None:

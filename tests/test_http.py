@@ -190,7 +190,7 @@ class Conversation(unittest.TestCase):
     def test_a_request_that_takes_too_long(self):
         talk = conversation()
         self.assertEqual(answers(talk, REQUEST[:-2]), b"")
-        sent = b"".join(part for _, part in talk.time_out())
+        sent = b"".join(part for _, part in talk.refuse("slow"))
         self.assertTrue(sent.startswith(b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"))
         self.assertTrue(sent.endswith(b'\r\nConnection: close\r\n\r\n{ "error": "Request timeout" }'))
         self.assertEqual((talk.ending, talk.in_request), ("close", False))
