@@ -631,10 +631,8 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
     except RecursionError:
         return None
     wanted = "/".join(filter(None, path.split("/"))).lower()
-    for known in paths:
-        if known.lower() == wanted or known.lower().endswith("/" + wanted):
-            return known
-    return nearest_of(wanted, paths, 0.8)
+    ends = (known for known in paths if ("/" + known.lower()).endswith("/" + wanted))
+    return next(ends, None) or nearest_of(wanted, paths, 0.8)
 
 
 def walk(node: "Any", path: str = "") -> "Iterator[str]":
