@@ -626,10 +626,7 @@ def nearest_of(word: str, words: "Iterable[str]", cutoff: float) -> "Optional[st
 def suggest(document: "Any", path: str) -> "Optional[str]":
     """Return the path in ``document`` that ``path`` probably means, or None: the same in another case, with
     more names in front, or spelled a little differently."""
-    try:
-        paths = list(itertools.islice(walk(document), 2000))  # more would take longer than the request
-    except RecursionError:
-        return None
+    paths = list(itertools.islice(walk(document), 2000))  # more would take longer than the request
     wanted = "/".join(filter(None, path.split("/"))).lower()
     ends = (known for known in paths if ("/" + known.lower()).endswith("/" + wanted))
     return next(ends, None) or nearest_of(wanted, paths, 0.8)
@@ -638,7 +635,7 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
 def walk(node: "Any", path: str = "") -> "Iterator[str]":
     """Yield the path of every node below ``node``, a container before what it holds."""
     for name, child in children(node):
-        if len(path) + len(name) < 1000:  # no field has a longer one, and all of these could take gigabytes
+        if len(path) + len(name) < 300:  # no field has a longer one; all could take gigabytes, or too many levels
             yield path + name
             yield from walk(child, "%s%s/" % (path, name))
 
