@@ -673,11 +673,9 @@ def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
     text = data.decode()
     count = text.count("[") + text.count("{")
     if count > MAX_LEVELS:
-        depth = deepest = 0
-        for run in re.findall(r"[\[{]+|[\]}]+", without_strings(text)) if count <= MAX_CONTAINERS else ():
-            depth += len(run) if run[0] in "[{" else -len(run)
-            deepest = max(deepest, depth)
-        if deepest > MAX_LEVELS or count > MAX_CONTAINERS:
+        brackets = re.sub(r"[^][{}]+", "", without_strings(text))
+        depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+        if count > MAX_CONTAINERS or max(depths, default=0) > MAX_LEVELS:
             raise ValueError("more than %d containers are in one another, or %d in all" % (MAX_LEVELS, MAX_CONTAINERS))
     try:
         return load(text)
