@@ -2899,10 +2899,7 @@ class Bench:
         if not is_local(request.headers.get("host", ""), self._hosts):
             return self._said(400, {"error": "no web page is let in: allow the Host by --allow-host, or allow_hosts"})
         if not name and request.verb == "GET" and "text/html" in request.headers.get("accept", ""):
-            page = PAGE
-            for word, options in (("$situations", SITUATIONS), ("$kinds", EVENT_TYPES)):
-                page = page.replace(word, "".join("<option>" + option for option in options))
-            return self._said(200, None, page.encode())
+            return self._said(200, None, PAGE.encode())
         if request.headers.get("metadata", "").lower() != "true":
             return self._said(400, {"error": "the header Metadata: true is needed"})
         try:
@@ -3439,7 +3436,8 @@ $("fail").onclick = () => act("fail", {playbook: $("playbook").value});
 $("playbook").onkeydown = event => { if (event.key === "Enter") $("fail").onclick(); };
 setInterval(look, 1000); look();
 </script>
-"""
+""".replace("$situations", "<option>" + "<option>".join(SITUATIONS)).replace(
+    "$kinds", "<option>" + "<option>".join(EVENT_TYPES))
 
 
 # ==================================================================================================
