@@ -1045,9 +1045,8 @@ def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
     check(event, dict, where)
     for name, field in EVENT_FIELDS.items():
         value = check(event.get(name, field.type(field.default)), field.type, "%s.%s" % (where, name))
-        for text in value if field.type is list else [value]:
-            check(text, field.type if field.type is int else str, "%s.%s" % (where, name))
-            if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+        for text in value if field.type is list else [str(value)]:
+            if re.search("[\ud800-\udfff]", check(text, str, "%s.%s" % (where, name))):
                 raise ValueError("%s.%s holds half a character" % (where, name))
     if not event.get("EventId"):
         raise ValueError("%s.EventId must be there" % where)
@@ -1061,8 +1060,7 @@ def check_events(document: "Mapping[str, Any]") -> None:
     seen = set()
     for at, event in enumerate(check(document.get("Events", []), list, "scheduledevents.Events")):
         where = "scheduledevents.Events.%d" % at
-        check(event, dict, where)
-        known(check(event.get("EventType"), str, where + ".EventType"), EVENT_TYPES, "EventType")
+        known(check(event, dict, where).get("EventType"), EVENT_TYPES, "EventType")
         check_event(event, where)
         known(event.get("EventStatus", "Scheduled"), ("Scheduled", "Started"), "EventStatus")
         if event["EventId"].upper() in seen:
