@@ -664,7 +664,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
     """Return ``node`` as the service prints JSON, minified and without escapes; with ``indent``, for people."""
-    return json.dumps(node, ensure_ascii=False, indent=indent) if indent and is_shallow(node) else _encode(node)
+    if indent and not list(levels(node))[-1]:  # in a deeper one, indenting is a recursion in Python
+        return json.dumps(node, ensure_ascii=False, indent=indent)
+    return _encode(node)
 
 
 def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
@@ -829,10 +831,6 @@ def levels(node: "Any") -> "Iterator[List[Any]]":
     for _ in range(MAX_DEPTH + 1):
         yield level
         level = [child for each in level if isinstance(each, (dict, list)) for _, child in children(each)]
-
-
-def is_shallow(node: "Any") -> bool:
-    return not list(levels(node))[-1]
 
 
 def check_plain(node: "Any", what: str) -> None:
