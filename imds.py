@@ -3007,8 +3007,6 @@ def duration(text: str) -> float:
 # delay: seconds; action: a key of FAULT_STATUSES, FAULT_ANSWERS or FAULT_MANNERS; often: "x", "for", "every", "p" or
 # "always"; amount: the number that belongs to it.
 class _Step(collections.namedtuple("_Step", "delay action often amount")):
-    __slots__ = ()
-
     def __str__(self) -> str:
         return "delay %gs %s" % (self.delay, self.action) if self.delay else str(self.action)
 
@@ -3054,9 +3052,8 @@ class _Playbook:
 
     def _read(self, text: str, at: int) -> "_Step":
         """Read one step; ``at``: its index in the playbook."""
-        words, delay, action = text.split(), 0.0, ""
-        fail = functools.partial(self._fail, at, " ".join(words))
-        rest = list(words)
+        rest, delay, action = text.split(), 0.0, ""
+        fail = functools.partial(self._fail, at, " ".join(rest))
         if rest[:1] == ["delay"]:
             try:
                 delay, rest = duration(rest[1]), rest[2:]
