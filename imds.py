@@ -3820,8 +3820,7 @@ def _server_class() -> "Any":
 
         def accept(self) -> None:
             newcomers: "List[_Connection]" = []
-            while len(newcomers) < MAX_REPLIES and (
-                    len(self.connections) + len(newcomers) < self.most or self.make_room()):
+            while len(newcomers) < MAX_REPLIES and (len(self.connections) < self.most or self.make_room()):
                 try:
                     client, address = self.get_request()
                 except OSError as error:
@@ -3834,7 +3833,7 @@ def _server_class() -> "Any":
                     client.close()
                     continue
                 newcomers.append(_Connection(client, Conversation(self.bench, address[0]), self.now))
-            self.connections.update(newcomers)
+                self.connections.add(newcomers[-1])
             self.bench.service.new_turn()  # who was answered in this one may have come back
             for connection in newcomers:
                 self.guard(connection, self.serve)  # most have sent their request by now, and many need no more
