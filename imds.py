@@ -3968,10 +3968,9 @@ class Clock:
     def __init__(self, source: "Callable[[], float]" = time.time, *, scale: float = 1) -> None:
         import threading
 
-        now = source()
         self._source, self._normal, self._lock = source, scale, threading.Lock()
         self._run: "Tuple[float, float, float]"  # a time of the source, this clock's then, and its scale since
-        self._set(now, now, scale)
+        self.reset()
 
     def __call__(self) -> float:
         """The time now."""
@@ -3997,7 +3996,7 @@ class Clock:
         """Show the time of the source again, and follow it as at first."""
         with self._lock:
             now = self._source()
-            self._run = now, now, self._normal
+            self._set(now, now, self._normal)
 
     def _set(self, seen: float, then: float, scale: float) -> None:
         if not 0 <= then <= LAST_CLOCK or not 0 <= scale < 1e9:
