@@ -1855,8 +1855,7 @@ Request.__new__.__defaults__ = (b"", "HTTP/1.1")  # namedtuple takes defaults fr
 Response = collections.namedtuple("Response", "status headers body rule repeats")
 
 # A target taken apart. names: of its path; endpoint: the key of ENDPOINTS that they begin with, or None; row: that row,
-# or NO_ENDPOINT; rest: the names below it; query: dict; problem: the key of REFUSALS if the target alone is refused, or
-# None.
+# or NO_ENDPOINT; rest: the names below it; query: dict; problem: a key of REFUSALS if it is refused as it is, or None.
 Target = collections.namedtuple("Target", "names endpoint row rest query problem")
 
 
