@@ -2670,9 +2670,7 @@ class Bench:
             self._moment = None
         return self.service.load_balancer()
 
-    def attested(
-        self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None,
-    ) -> "Dict[str, str]":
+    def attested(self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None) -> "Dict[str, str]":
         """Return the attested document, {"encoding": "pkcs7", "signature": base64}. ``flaw``: one that a verifier must
         refuse: signer, signature, expired, nonce, vmId or domain. Raises ValueError."""
         if len(check(nonce, str, "nonce")) > MAX_NONCE:
