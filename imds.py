@@ -31,6 +31,7 @@ The file has ten rooms. Each knows only the rooms above it:
     10 command line  argparse, printing, exit codes
 """
 
+import base64
 import collections
 import functools
 import itertools
@@ -1477,7 +1478,6 @@ class _Redactor:
 
     def key(self, value: str) -> str:
         """An SSH key that nobody has."""
-        import base64
         import hashlib
 
         words = value.split()
@@ -1488,8 +1488,6 @@ class _Redactor:
         return "ssh-ed25519 %s redacted" % blob
 
     def data(self, value: str) -> str:
-        import base64
-
         return base64.b64encode(self.number("data", value, "redacted %d").encode()).decode()
 
     def time(self, value: str) -> str:
@@ -1639,8 +1637,6 @@ def modulus(name: str = "") -> bytes:
 
 def base64url(data: bytes) -> str:
     """Base64 for URLs, without its padding (RFC 7515)."""
-    import base64
-
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
@@ -1717,10 +1713,7 @@ def _signed(issuer: str, *parts: bytes) -> bytes:
 
 
 def pem(certificate: bytes) -> str:
-    import base64
-
-    text = base64.b64encode(certificate).decode()
-    lines = [text[at:at + 64] for at in range(0, len(text), 64)]
+    lines = re.findall(".{1,64}", base64.b64encode(certificate).decode())
     return "\n".join(["-----BEGIN CERTIFICATE-----"] + lines + ["-----END CERTIFICATE-----", ""])
 
 
@@ -2371,8 +2364,6 @@ class Service:
                 "response_types_supported": ["id_token"]}
 
     def _keys(self, request: "Request") -> "Any":
-        import base64
-
         return {"keys": [{
             "kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID, "e": "AQAB",
             "n": base64url(modulus()), "x5c": [base64.b64encode(token_certificate()).decode()]}]}
@@ -2396,8 +2387,6 @@ class Service:
         self, version: str, nonce: str, flaw: "Optional[str]" = None, request: "Optional[Request]" = None,
     ) -> "Dict[str, str]":
         """The attested document: {"encoding": "pkcs7", "signature": base64}."""
-        import base64
-
         if self._recorded and not nonce and not flaw:
             return dict(self._recorded)
         created = int(self.clock()) - (86400 + ATTESTED_SECONDS if flaw == "expired" else 0)
@@ -4360,8 +4349,6 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
 def attested_content(document: "Mapping[str, str]") -> "Dict[str, Any]":
     """Return the content of an attested document, {"nonce": str, "timeStamp": {...}, "vmId": str, ...}. Its signature
     is NOT checked. Raises ValueError."""
-    import base64
-
     try:
         content = _parse_json(signed_content(base64.b64decode(document["signature"], validate=True)))
         return dict(check(content, dict, "its content"))
@@ -6062,8 +6049,6 @@ def _run_token(options: "Any") -> None:
 
 
 def _run_attested(options: "Any") -> None:
-    import base64
-
     if options.content and options.der:
         raise ValueError("--content or --der, not both")
     document = _client(options).attested(options.nonce)
