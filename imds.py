@@ -6599,9 +6599,9 @@ def isolate() -> None:
     Without root that takes a user namespace as well, in which we are root. Go on only if the namespace is surely new:
     its id differs from before, and it has no interface but loopback.
     """
-    before, user, group = _namespace(), getattr(os, "getuid", int)(), getattr(os, "getgid", int)()
-    if before is None:
+    if not sys.platform.startswith("linux"):
         raise ValueError("--isolated needs Linux, for its network namespaces")
+    before, user, group = os.readlink("/proc/self/ns/net"), os.getuid(), os.getgid()
     new_network, new_user = 0x40000000, 0x10000000
     try:
         _unshare(new_network | (new_user if user else 0))
@@ -6613,16 +6613,9 @@ def isolate() -> None:
         raise ValueError(FORBIDDEN % error.strerror) from None
     with open("/proc/self/net/dev", encoding="ascii") as lines:
         interfaces = [line.partition(":")[0].strip() for line in lines if ":" in line]
-    if _namespace() == before or interfaces != ["lo"]:
+    if os.readlink("/proc/self/ns/net") == before or interfaces != ["lo"]:
         raise ValueError("this is no network namespace of its own: nothing is run in it")
     _bring_up(DEFAULT_ENDPOINT.partition("://")[2])
-
-
-def _namespace() -> "Optional[str]":
-    try:
-        return os.readlink("/proc/self/ns/net")
-    except OSError:
-        return None
 
 
 def _unshare(flags: int) -> None:
