@@ -4577,16 +4577,14 @@ class Client:
         token = self._good_token(target)
         if token is None:
             turn = self._turns.setdefault((os.getpid(), target), threading.RLock())  # a forked child has its own
-            since = None if turn.acquire(blocking=False) else self._timer()  # since when another thread is waited for
-            if since is not None:
-                kept = self._tokens.get(target)
+            if not turn.acquire(blocking=False):  # another thread asks for it
+                kept, row = self._tokens.get(target), self._patience(target)
                 if kept and self._left(kept) > 0:
                     return dict(kept.answer)
-                row = self._patience(target)
-                if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - since)):
+                if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - self._timer())):
                     raise Unreachable("no token came in time for another thread that asks for it at %s" % self.endpoint)
             try:
-                token = self._good_token(target) or self._renewed(target, call, since)
+                token = self._good_token(target) or self._renewed(target, call)
             finally:
                 turn.release()
         return dict(token.answer)
@@ -4601,15 +4599,15 @@ class Client:
             return kept
         return None
 
-    def _renewed(self, target: str, call: "_Call", since: "Optional[float]") -> "_Token":
-        """Get a token, and keep it; or the one before it, while that is better. What another thread got ``since`` this
-        one waits for it, a token or a refusal, is taken as if this one had asked."""
+    def _renewed(self, target: str, call: "_Call") -> "_Token":
+        """Get a token, and keep it; or the one before it, while that is better. What another thread got since this
+        call began, a token or a refusal, is taken as if this one had asked."""
         import copy
 
         kept, (failed, failure) = self._tokens.get(target), self._failures.get(target, (0, None))
-        if since is not None and kept and kept.came >= since and self._left(kept) > 0:
+        if kept and kept.came > call.begun and self._left(kept) > 0:
             return kept
-        if since is not None and failure and failed >= since and not isinstance(failure, (Unreachable, Unavailable)):
+        if failure and failed > call.begun and not isinstance(failure, (Unreachable, Unavailable)):
             raise copy.copy(failure)
         if len(self._turns) >= 1000:  # a program may name any number of resources
             for each in (self._tokens, self._turns, self._failures):
