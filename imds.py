@@ -4426,7 +4426,7 @@ class Client:
         call, document, nodes = self._call(), None, []  # type: _Call, Optional[Dict[str, Any]], List[Any]
         for target in [self._target(path) for path in paths]:
             if "?" in target or not target.startswith("/metadata/instance/"):
-                node = _content(self._whole(target, call))
+                node = _content(self._ask_newest(target, call))
             else:
                 document = document or self._instance(call)
                 node = self._node(document, target[len("/metadata/instance/"):])
@@ -4463,7 +4463,7 @@ class Client:
     def _events(self, call: "_Call") -> "Tuple[Dict[str, Any], Optional[Error], set[str]]":
         """The list with the scheduled events that can be read; an Error about the first that can't, or None; and the
         EventIds, in upper case, of all that can't, "" for one without."""
-        reply = self._ask_newest("/metadata/scheduledevents", "", call)
+        reply = self._ask_newest("/metadata/scheduledevents", call)
         document, events = _content(reply), []  # type: Any, List[Dict[str, Any]]
         try:
             check(check(document, dict, "it")["DocumentIncarnation"], int, "DocumentIncarnation")
@@ -4493,7 +4493,7 @@ class Client:
         call = self._call()
         body = format_json({"StartRequests": [{"EventId": event_id} for event_id in event_ids]}).encode()
         try:
-            reply = self._ask_newest("/metadata/scheduledevents", "", call, body)
+            reply = self._ask_newest("/metadata/scheduledevents", call, body)
         except Refused as refusal:
             if call.interrupted:  # an earlier try may have been accepted, and only its answer lost
                 document, _, lost = self._events(call)
@@ -4647,8 +4647,8 @@ class Client:
         import calendar
 
         call = self._call()
-        query = urllib.parse.urlencode({"nonce": nonce} if nonce else {})
-        reply = self._ask_newest("/metadata/attested/document", query, call)
+        query = "?" + urllib.parse.urlencode({"nonce": nonce}) if nonce else ""
+        reply = self._ask_newest("/metadata/attested/document" + query, call)
         document = _content(reply)
         try:
             content = attested_content(document)
@@ -4679,7 +4679,7 @@ class Client:
         for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
                            ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
             try:
-                node = _content(self._whole("/metadata/" + path, call if self.deadline else self._call()))
+                node = _content(self._ask_newest("/metadata/" + path, call if self.deadline else self._call()))
             except (NotFound, Refused):
                 continue  # this service, or this VM, has none
             if part == "identity":  # no more than that, not even in the frames of an error
@@ -4706,25 +4706,21 @@ class Client:
         return _content(self._ask(target, self._call(), body, once=body is not None))
 
     def _instance(self, call: "_Call") -> "Dict[str, Any]":
-        reply = self._ask_newest("/metadata/instance", "", call)
+        reply = self._ask_newest("/metadata/instance", call)
         document = _content(reply)
         if not isinstance(document, dict) or not isinstance(document.get("compute"), dict):
             raise _not_imds(reply, "text" if isinstance(document, str) else "JSON of another shape")
         return document
 
-    def _whole(self, target: str, call: "_Call") -> "Reply":
-        """The answer to a target, to which an api-version is added if it needs one and has none."""
+    def _ask_newest(self, target: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
+        """Ask; if a target needs an api-version and has none, at ``self.api_version``, or else at the newest that both
+        sides know; where that is not the newest of all, for a minute. Scheduled events have versions of their own, and
+        a service that is too old for one answers 404 and offers none: then, unless it has known that version, it is
+        asked at EVENTS_GA."""
         path, _, query = target.partition("?")
-        asked = parse_target(path)
-        if asked.endpoint is None or asked.row.since is None or "api-version=" in query:
+        endpoint, row = parse_target(path)[1:3]
+        if endpoint is None or row.since is None or "api-version=" in query:
             return self._ask(target, call)
-        return self._ask_newest(path, query, call)
-
-    def _ask_newest(self, path: str, query: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
-        """Ask at ``self.api_version``, or else at the newest that both sides know; where that is not the newest of
-        all, for a minute. Scheduled events have versions of their own, and a service that is too old for one answers
-        404 and offers none: then, unless it has known that version, it is asked at EVENTS_GA."""
-        endpoint = str(parse_target(path).endpoint)
         of_events = endpoint == "scheduledevents"
         fixed, tried = None if of_events else self.api_version, []  # type: Optional[str], List[str]
         newest = fixed or (EVENTS_NEWEST if of_events else NEWEST)
