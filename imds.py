@@ -6081,27 +6081,22 @@ def _run_diff(options: "Any") -> int:
     names = ["instance"] + names if names and names[0] not in PARTS else names
     if not any(has(vm, names) for vm in vms):
         raise ValueError("neither of the two has %s" % "/".join(names))
-    count = 0
-    for path, before, after in diff(*vms):
-        for leaf_path, one, other in _in_lines(path, before, after):
-            if leaf_path.split("/")[:len(names)] == names:
-                _print("%s: %s -> %s" % (leaf_path, _shown(one), _shown(other)))
-                count += 1
-    return 1 if count else 0
+    before, after = [find(vm, names) if has(vm, names) else None for vm in vms]
+    lines = [line for difference in diff(before, after, path="/".join(names)) for line in _in_lines(*difference)]
+    if lines:
+        _print("\n".join(lines))
+    return bool(lines)
 
 
-def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[Tuple[str, Any, Any]]":
-    """Split a difference that is an added or removed container, too long for a line, into its children."""
-    known_side = before if after is None else after
-    if (before is None or after is None) and len(format_json(known_side)) > 100 and children(known_side):
-        for name, child in children(known_side):
-            yield from _in_lines(path + "/" + name, child if after is None else None, None if after is None else child)
+def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
+    """A difference in a line; but an added or removed container that is too long for one, in lines for its children."""
+    present = before if after is None else after
+    if None in (before, after) and len(format_json(present)) > 100 and children(present):
+        for name, child in children(present):
+            yield from _in_lines(path + "/" + name, before and child, after and child)
     else:
-        yield path, before, after
-
-
-def _shown(value: "Any") -> str:
-    return "(absent)" if value is None else format_json(value)
+        shown = ["(absent)" if node is None else format_json(node) for node in (before, after)]
+        yield "%s: %s -> %s" % (path, shown[0], shown[1])
 
 
 def _run_verify(options: "Any") -> int:
