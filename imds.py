@@ -6810,7 +6810,7 @@ def _json(node: "Any") -> str:
 
 def _print(text: str) -> None:
     """Print a result, as UTF-8 whatever the locale."""
-    _write(text.encode("utf-8", "surrogateescape" if text.isprintable() else "replace") + b"\n")
+    _write(text.encode("utf-8", "replace") + b"\n")
 
 
 def _write(data: bytes) -> None:
