@@ -4590,7 +4590,8 @@ class Client:
         return dict(token.answer)
 
     def _left(self, token: "_Token") -> float:
-        return token.left(self._timer(), self._clock())
+        """Seconds until it expires, by the faster: the timer may stop while a VM sleeps, and the clock may be set."""
+        return token.lasts - max(self._timer() - token.timer, self._clock() - token.clock)
 
     def _good_token(self, target: str) -> "Optional[_Token]":
         """The token kept for a target, unless it is to be renewed now."""
@@ -4619,9 +4620,8 @@ class Client:
             if not kept or self._left(kept) <= 0:
                 raise
             token = kept
-        now, clock = self._timer(), self._clock()
-        if kept and kept.left(now, clock) > 0 and token.left(now, clock) <= kept.left(now, clock):
-            token, kept.tried = kept, now
+        if kept and self._left(kept) > 0 and self._left(kept) >= self._left(token):
+            token, kept.tried = kept, self._timer()
         self._tokens[target] = token
         return token
 
@@ -4861,8 +4861,8 @@ class _Silence(OSError):
 
 
 class _Token:
-    """A token with the rest of its answer. ``left()`` goes by both the timer and the clock since it was asked for;
-    ``came``: the timer when it came."""
+    """A token with the rest of its answer. timer, clock: when it was asked for; came, tried: the timer when it came,
+    and when it could last not be renewed; lasts: seconds."""
 
     def __init__(self, answer: "Dict[str, Any]", timer: float, clock: float, came: float) -> None:
         lasts = [int(str(answer[name])) - start for name, start in (("expires_in", 0), ("expires_on", int(clock)))
@@ -4870,12 +4870,8 @@ class _Token:
         token = answer.get("access_token")
         self.is_usable = bool(lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token))
         self.answer = {name: leaf(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
-        self.tried, self.came, self._timer, self._clock = timer - RENEWAL_PAUSE, came, timer, clock
-        self._lasts = min(lasts + [2 * TOKEN_SECONDS])  # none is good for so long, whatever is said
-
-    def left(self, timer: float, clock: float) -> float:
-        """Seconds until it expires, by the faster: the timer may stop while a VM sleeps, and the clock may be set."""
-        return self._lasts - max(timer - self._timer, clock - self._clock)
+        self.tried, self.came, self.timer, self.clock = timer - RENEWAL_PAUSE, came, timer, clock
+        self.lasts = min(lasts + [2 * TOKEN_SECONDS])  # none is good for so long, whatever is said
 
 
 @functools.lru_cache(maxsize=None)
