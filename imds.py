@@ -4505,11 +4505,10 @@ class Client:
             raise Refused("%s%s" % (refusal, advice), refusal.status, refusal.body, refusal.url) from None
         text = reply.data.strip()
         answer = parsed_or_none(text) if text else {}
-        is_error = isinstance(answer, dict) and bool({"error", "errors"}.intersection(map(str.lower, answer)))
-        if is_error or not isinstance(answer, dict) or _is_foreign(reply):
-            raise (Refused if is_error else NotIMDS)("%s answered %d to an approval with %s: it was not taken" % (
-                reply.url, reply.status, "an error" if is_error else "something that is not the service's"),
-                reply.status, reply.body, reply.url)
+        if isinstance(answer, dict) and {"error", "errors"}.intersection(map(str.lower, answer)):
+            raise _failure(Refused, reply, "the approval was not taken")
+        if not isinstance(answer, dict) or _is_foreign(reply):
+            raise _not_imds(reply, "no answer to an approval")
 
     def watch_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """Yield what ``scheduled_events`` returns: at once, and again whenever its DocumentIncarnation or Events have
