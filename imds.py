@@ -5605,10 +5605,9 @@ def verify(
             yield row, "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
             continue
         why = judge(row, reply)
-        refuses_version = reply.status == 400 and b'"newest-versions"' in reply.data or _says_invalid_version(reply)
         if reply.status in (410, 429):
             yield row, "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
-        elif why and not offered and has_shape and refuses_version and version:
+        elif why and not offered and has_shape and version and _offered(reply):
             yield row, "can't tell", "this service refuses " + version
         else:
             yield row, "differs" if why else "holds", why
