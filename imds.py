@@ -5953,9 +5953,7 @@ OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "--exec": {"metavar": "CMD", "dest": "handler",
                "help": "with --watch: run CMD for each event of this VM, told about it in $EVENT_ID, _TYPE, _STATUS, "
                        "_RESOURCES, _NOT_BEFORE, _DESCRIPTION, _SOURCE, _DURATION; approve it if CMD ends with 0"},
-    "--client-id": {"metavar": "ID", "help": "which identity"},
-    "--object-id": {"metavar": "ID", "help": "which identity"},
-    "--msi-res-id": {"metavar": "ID", "help": "which identity"},
+    **dict.fromkeys(("--client-id", "--object-id", "--msi-res-id"), {"metavar": "ID", "help": "which identity"}),
     "--nonce": {"metavar": "TEXT", "default": "", "help": "to be found in it; at most %d characters" % MAX_NONCE},
     "--content": {"action": "store_true", "help": "print what it says"},
     "--der": {"action": "store_true", "help": "print its PKCS#7 as bytes, for openssl"},
