@@ -4970,9 +4970,7 @@ def _transport() -> "Callable[..., Reply]":
     handler = urllib.request.HTTPHandler()
 
     @functools.lru_cache(maxsize=8)  # programs ask the same again, and making it takes as long as parsing an answer
-    def request_for(
-        url: str, body: "Optional[bytes]", verb: "Optional[str]", headers: "Tuple[Tuple[str, str], ...]",
-    ) -> "urllib.request.Request":
+    def request_for(url: str, body: "Optional[bytes]", verb: "Optional[str]", headers: "Any") -> "Any":
         sent = dict(headers, **{"User-Agent": "imds.py/" + __version__})
         if body is not None:
             sent["Content-Type"] = "application/json"
@@ -5565,9 +5563,7 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
 }
 
 
-def verify(
-    ask: "Callable[[str, str, Mapping[str, str]], Tuple[int, Mapping[str, str], bytes]]",
-) -> "Iterator[Tuple[Check, str, str]]":
+def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Iterator[Tuple[Check, str, str]]":
     """Yield each of contract_checks() with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
     header = {"Metadata": "true"}
