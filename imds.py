@@ -4986,7 +4986,9 @@ def _transport() -> "Callable[..., Reply]":
         problem, odd = None, "%s answered %s: what answers is not IMDS"  # type: Any, str
         try:
             with handler.do_open(Connection, request, limit=limit) as response:  # type: ignore[arg-type]
-                reply = Reply(response.status, response.headers, _read(response), url)
+                if (response.length or 0) > MAX_REPLY:
+                    raise _TooMuch(MAX_REPLY)
+                reply = Reply(response.status, response.headers, response.read(), url)
             if not _is_coded(response):
                 return reply
             problem = NotIMDS(odd % (url, "something encoded in a way that was not asked for"), url=url)
@@ -5037,17 +5039,6 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
     if isinstance(found[0], OSError):
         raise found[0]
     return found
-
-
-def _read(response: "Any") -> bytes:
-    """The body of a response. Raises OSError, or _TooMuch."""
-    # Before Python 3.10, read() fills as many bytes as it may return with zeros.
-    data: bytes = response.read(min(response.length or MAX_REPLY, MAX_REPLY) + 1)
-    if len(data) > MAX_REPLY:
-        raise _TooMuch(MAX_REPLY)
-    if response.length:  # the connection ended too soon
-        raise ConnectionResetError("the answer is cut off")
-    return data
 
 
 def _is_coded(response: "Any") -> bool:
