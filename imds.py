@@ -4333,7 +4333,6 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
 
     @property
     def text(self) -> str:
-        """The body as text."""
         return str(self.data.decode("utf-8", "replace"))
 
     @property
@@ -5736,7 +5735,6 @@ class Doctor:
             "it has to be the primary interface of the VM")
 
     def _answers(self) -> "Tuple[str, int]":
-        """Ask, and return the verdict and the exit code."""
         where, begun = self.client.endpoint, self.client._timer()
         try:
             status, headers, body = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", {})
@@ -6361,7 +6359,6 @@ class _Handlers:
 
 
 def _event_line(event: "Mapping[str, Any]", client: "Client") -> str:
-    """A line for people: status, type, time left, id, VMs and description."""
     return printable("%-9s  %-9s  %-9s  %s  %s  %s" % (
         event["EventStatus"], event["EventType"], _left(event, client), event["EventId"],
         ",".join(event["Resources"]), event.get("Description", ""))).rstrip()
@@ -6562,11 +6559,8 @@ or give the address to this machine with 'sudo ip addr add 169.254.169.254/32 de
 
 
 def isolate() -> None:
-    """Move this process into a network namespace of its own, with nothing but loopback and 169.254.169.254.
-
-    Without root that takes a user namespace as well, in which we are root. Go on only if the namespace is surely new:
-    its id differs from before, and it has no interface but loopback.
-    """
+    """Move this process into a network namespace with nothing but loopback and 169.254.169.254; if it is not root's,
+    into a user namespace as well, in which it is. Raise ValueError unless the former is surely new and empty."""
     if not sys.platform.startswith("linux"):
         raise ValueError("--isolated needs Linux, for its network namespaces")
     before, user, group = os.readlink("/proc/self/ns/net"), os.getuid(), os.getgid()
