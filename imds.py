@@ -5409,9 +5409,9 @@ def _print_differs(reply: "Reply") -> str:
     return "no minified JSON" if re.search(r"\s", without_strings(reply.text)) else ""
 
 
-def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:
+def _object_differs(patterns: "Mapping[str, str]", reply: "Reply", more: "Callable[..., str]" = lambda *_: "") -> str:
     """How a reply differs from a JSON object with these names in this order. A value is a str like its pattern, or
-    anything where that is empty."""
+    anything where that is empty; then ``more`` says or raises, as a ValueError, how it differs."""
     document = parsed_or_none(reply.data)
     if not isinstance(document, dict):
         return "not a JSON object"
@@ -5420,7 +5420,10 @@ def _object_differs(patterns: "Mapping[str, str]", reply: "Reply") -> str:
     for name, pattern in patterns.items():  # no value is shown, for the same reason
         if pattern and not (isinstance(document[name], str) and re.match(pattern + r"\Z", document[name])):
             return "%s is no string like %s" % (name, pattern)
-    return _type_differs(reply) or _print_differs(reply)
+    try:
+        return _type_differs(reply) or _print_differs(reply) or more(document, reply)
+    except ValueError as error:
+        return str(error)
 
 
 def _names_differ(found: "Iterable[str]", wanted: "Iterable[str]", where: str = "") -> str:
@@ -5451,40 +5454,27 @@ def _header_differs(name: str, pattern: str, reply: "Reply") -> str:
     return "" if re.match(pattern + r"\Z", value) else "it is %r, not like %s" % (value, pattern)
 
 
-def _versions_differ(reply: "Reply") -> str:
-    listed = list_in(reply.data, "apiVersions")
+def _versions_differ(document: "Any", reply: "Reply") -> str:
+    listed = check(document["apiVersions"], list, "apiVersions")
     is_right = listed and all(map(_is_date, listed)) and listed == sorted(listed)
-    return _object_differs({"apiVersions": ""}, reply) or ("" if is_right else "not a list of dates, in order")
+    return "" if is_right else "not a list of dates, in order"
 
 
-def _events_differ(reply: "Reply") -> str:
+def _events_differ(document: "Any", reply: "Reply") -> str:
     wanted = [name for name, field in EVENT_FIELDS.items()
               if field.since <= parse_target(reply.url).query["api-version"]]
-    why = _object_differs({"DocumentIncarnation": "", "Events": ""}, reply)
-    if why:
-        return why
-    document = parsed_or_none(reply.data)
-    try:
-        check(document["DocumentIncarnation"], int, "DocumentIncarnation")
-        for event in check(document["Events"], list, "Events"):
-            if list(check_event(event)) != wanted:
-                return _names_differ(event, wanted, " in an event")
-            known(event["EventStatus"], ("Scheduled", "Started"), "EventStatus")
-            known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
-    except ValueError as error:
-        return str(error)
+    check(document["DocumentIncarnation"], int, "DocumentIncarnation")
+    for event in check(document["Events"], list, "Events"):
+        if list(check_event(event)) != wanted:
+            return _names_differ(event, wanted, " in an event")
+        known(event["EventStatus"], ("Scheduled", "Started"), "EventStatus")
+        known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
     return ""
 
 
-def _balance_differs(reply: "Reply") -> str:
-    why = _object_differs({"loadbalancer": ""}, reply)
-    if why:
-        return why
-    rules, wanted = parsed_or_none(reply.data)["loadbalancer"], fields(PARTS["loadbalancer"])["loadbalancer"]
-    try:
-        check_load_balancer({"loadbalancer": rules})
-    except ValueError as error:
-        return str(error)
+def _balance_differs(document: "Any", reply: "Reply") -> str:
+    check_load_balancer(document)
+    rules, wanted = document["loadbalancer"], fields(PARTS["loadbalancer"])["loadbalancer"]
     if [name for name in rules if name != "tunnelInterfaces"] != list(wanted):  # of a gateway load balancer
         return _names_differ(rules, wanted)
     for name, (row,) in wanted.items():
@@ -5497,12 +5487,9 @@ def _balance_differs(reply: "Reply") -> str:
     return ""
 
 
-def _attested_differs(reply: "Reply") -> str:
-    why = _object_differs({"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"}, reply)
-    if why:
-        return why
+def _attested_differs(document: "Any", reply: "Reply") -> str:
     try:
-        content = attested_content(parsed_or_none(reply.data))
+        content = attested_content(document)
     except ValueError as error:
         return "its signature: %s" % error
     why = _keys_differ(content, fields_until(parse_target(reply.url).query["api-version"], ATTESTED_VERSIONS), "")
@@ -5533,18 +5520,20 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
     "indexes": {200: functools.partial(_listing_differs, r"(\d+/\n)*\d+/\Z")},
     "leaf-refused": {400: lambda reply: "it is refused for another reason" if re.search(
         b'"newest-versions"|header not specified', reply.data) else ""},
-    "versions": {200: _versions_differ},
+    "versions": {200: functools.partial(_object_differs, {"apiVersions": ""}, more=_versions_differ)},
     "tenant": {200: functools.partial(_object_differs, {"tenantId": ".+"})},
     "token": {200: functools.partial(_object_differs, {
         "access_token": "[!-~]+", "client_id": ".*", "expires_in": "[0-9]+", "expires_on": "[0-9]+",
         "ext_expires_in": "[0-9]+", "not_before": "[0-9]+", "resource": ".+", "token_type": "Bearer"}),
               400: _refusal_of_token_differs},
-    "loadbalancer": {200: _balance_differs, 404: _is_one_of([REFUSALS["no-load-balancer"].body] + [
-        '{ "error": "%s" }' % text for text in (
-            "Load Balancer metadata API is not available right now. Please retry later",
-            "/metadata/loadbalancer is not currently available")])},
-    "attested": {200: _attested_differs},
-    "event-list": {200: _events_differ},
+    "loadbalancer": {200: functools.partial(_object_differs, {"loadbalancer": ""}, more=_balance_differs),
+                     404: _is_one_of([REFUSALS["no-load-balancer"].body] + ['{ "error": "%s" }' % text for text in (
+                         "Load Balancer metadata API is not available right now. Please retry later",
+                         "/metadata/loadbalancer is not currently available")])},
+    "attested": {200: functools.partial(_object_differs, {"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"},
+                                        more=_attested_differs)},
+    "event-list": {200: functools.partial(_object_differs, {"DocumentIncarnation": "", "Events": ""},
+                                          more=_events_differ)},
     "content-type": {200: functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8")},
     "server": {200: functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+")},
     "x-ms-request-id": {200: functools.partial(_header_differs, "x-ms-request-id", "(?i)[0-9a-f-]{36}")},
