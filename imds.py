@@ -5534,11 +5534,9 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
                                         more=_attested_differs)},
     "event-list": {200: functools.partial(_object_differs, {"DocumentIncarnation": "", "Events": ""},
                                           more=_events_differ)},
-    "content-type": {200: functools.partial(_header_differs, "content-type", "(?i)application/json; charset=utf-8")},
-    "server": {200: functools.partial(_header_differs, "server", r"IMDS/\d+\.\d+\.\d+\.\d+")},
-    "x-ms-request-id": {200: functools.partial(_header_differs, "x-ms-request-id", "(?i)[0-9a-f-]{36}")},
-    "date": {200: functools.partial(_header_differs, "date", ".+ GMT")},
-    "content-length": {200: functools.partial(_header_differs, "content-length", "SIZE")},
+    **{name: {200: functools.partial(_header_differs, name, pattern)} for name, pattern in (
+        ("content-type", "(?i)application/json; charset=utf-8"), ("server", r"IMDS/\d+\.\d+\.\d+\.\d+"),
+        ("x-ms-request-id", "(?i)[0-9a-f-]{36}"), ("date", ".+ GMT"), ("content-length", "SIZE"))},
 }
 
 
