@@ -4303,6 +4303,12 @@ ADVICE = {403: "the guest proxy agent may keep this program out", 404: "check th
 # What the service never answers, by status, or else by its first digit; for all others the status says enough.
 ODD_ANSWERS = {3: "a redirect", 304: None, 4: "an HTML page", 401: "a challenge, as an Azure Arc agent does",
                511: "a wish to log in"}
+UNREACHABLE = {  # why no answer came: what an error says
+    "silence": "something listens at %(url)s but does not answer in time; %(led)sis it the service?",
+    "somebody breaks off": "what listens at %(url)s broke off (%(why)s); %(led)sis it the service?",
+    "nobody listens": "nobody answers at %(url)s (%(why)s); %(led)son an Azure VM check the route to "
+                      + DEFAULT_ENDPOINT + ", elsewhere start an emulator with 'python3 -m imds serve'",
+}
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
@@ -4776,33 +4782,34 @@ class Client:
         nobody: "Optional[float]" = None  # since when nobody listens
         while True:
             until, begun = call.begun + (row.total if call.gone is None else row.gone), self._timer()
-            problem = reply = None
             try:
                 reply = _transport()(url, body, _Limit(row, until, self._timer))
-            except OSError as error:
-                problem = error
-            if reply is not None:
                 failure = _judged(reply, body)
                 if failure is None:
                     return reply
-                if not isinstance(failure, Unavailable):
-                    reply = None  # an error's frames are not to hold what came
-                    raise failure
+                del reply  # an error's frames are not to hold what came
+            except OSError as error:
+                failure = self._unreachable(url, error)
+            if isinstance(failure, Unavailable):
                 told, total, first_pause, silent, nobody = failure, row.total, 1.0, 0, None
-                call.interrupted |= reply.status >= 500
-                if reply.status == 410:
+                asked = failure.retry_after
+                call.interrupted |= (failure.status or 0) >= 500
+                if failure.status == 410:
                     call.gone, total = self._timer(), row.gone
                 elif call.gone is not None:  # the VM was moved, and the service is not up yet
                     total = min(row.gone, call.gone - call.begun + row.total)
-                asked, reply = failure.retry_after, None
+            elif isinstance(failure, Unreachable):
+                total, first_pause, asked = row.total if call.gone is None else row.gone, 0.1, 0
+                if failure.what == "nobody listens":
+                    nobody = begun if nobody is None else nobody
+                    if call.gone is None and self.deadline is None:
+                        total = min(total, nobody - call.begun + NOBODY)
+                else:
+                    nobody, call.interrupted = None, True
+                if failure.what == "silence":
+                    silent, failure = silent + 1, told or failure
             else:
-                failure, first_pause, asked = self._unreachable(url, problem), 0.1, 0
-                call.interrupted |= not _is_nobody(problem)
-                silent += isinstance(problem, _Silence)
-                nobody = (begun if nobody is None else nobody) if _is_nobody(problem) else None
-                total = row.gone if call.gone is not None else row.total
-                if nobody is not None and call.gone is None and self.deadline is None:
-                    total = min(total, nobody - call.begun + NOBODY)
+                raise failure
             import random
 
             left = call.begun + total - self._timer()
@@ -4810,24 +4817,18 @@ class Client:
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
             is_over = last < 0.001 or asked > min(last, call.most)
             if is_over or silent > 1 and call.gone is None or once and call.interrupted:
-                raise told if told and isinstance(problem, _Silence) else failure
+                raise failure
             self._sleep(min(max(wait, asked), last))
             pause = min(pause * 2, 8)
 
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
+        what = "silence" if isinstance(problem, _Silence) else "somebody breaks off" if isinstance(
+            problem, (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)) else "nobody listens"
         led = "AZURE_IMDS_ENDPOINT leads there; " if self._is_led else ""
-        if isinstance(problem, _Silence):
-            error = Unreachable(
-                "something listens at %s but does not answer in time; %sis it the service?" % (url, led), url=url)
-            error.what = "silence"
-            return error
         why = problem.strerror or str(problem) or type(problem).__name__
-        if not _is_nobody(problem):
-            error = Unreachable("what listens at %s broke off (%s); %sis it the service?" % (url, why, led), url=url)
-            error.what = "somebody breaks off"
-            return error
-        return Unreachable("nobody answers at %s (%s); %son an Azure VM check the route to %s, elsewhere start an "
-                           "emulator with 'python3 -m imds serve'" % (url, why, led, DEFAULT_ENDPOINT), url=url)
+        error = Unreachable(UNREACHABLE[what] % {"url": url, "why": why, "led": led}, url=url)
+        error.what = what
+        return error
 
 
 class _Call:
@@ -5050,11 +5051,6 @@ def _is_coded(response: "Any") -> bool:
     return (len(set(headers.get_all("content-length", []))) > 1
             or not {each.lower() for each in headers.get_all("content-encoding", [])} <= {"identity"}
             or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
-
-
-def _is_nobody(problem: "Any") -> bool:
-    """Whether a problem means that nobody listens there, or that it can't be reached."""
-    return not isinstance(problem, (_Silence, ConnectionResetError, BrokenPipeError, ConnectionAbortedError))
 
 
 def _judged(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
