@@ -4694,14 +4694,13 @@ class Client:
             vm[part] = node
         return vm
 
-    def ask_once(self, verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
-        """Status, headers (names in any case) and body of one answer, of any status. Raises Unreachable, NotIMDS."""
+    def ask_once(self, verb: str, target: str, headers: "Mapping[str, str]") -> "Reply":
+        """One answer, of any status. Raises Unreachable, NotIMDS."""
         url, row = self.endpoint + target, self._patience(target)
         try:
-            reply = _transport()(url, None, _Limit(row, self._call().begun + row.total, self._timer), verb, headers)
+            return _transport()(url, None, _Limit(row, self._call().begun + row.total, self._timer), verb, headers)
         except OSError as error:
             raise self._unreachable(url, error) from None
-        return reply.status, reply.headers, reply.data
 
     def control(self, target: str, arguments: "Optional[Mapping[str, Any]]") -> "Any":
         """What /imds/ of an emulator answers to a POST of ``arguments``, which is not sent again where it may have been
@@ -5720,7 +5719,7 @@ class Doctor:
     def _answers(self) -> "Tuple[str, int]":
         where, begun = self.client.endpoint, self.client._timer()
         try:
-            status, headers, body = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", {})
+            reply = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", {})
         except Unreachable as error:
             self._fact("answers", "nothing", "the verdict says who could be in the way")
             return "%s at %s; %s" % (error.what, where, self._why_nobody()), 3
@@ -5728,11 +5727,10 @@ class Doctor:
             self._fact("answers", "no HTTP", str(error))
             return "what answers at %s is not IMDS: it does not speak HTTP" % where, 5
         self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
-        said = body.decode("utf-8", "replace")
-        who, code = next((who, code) for wanted, header, value, part, who, code in ANSWERERS
-                         if wanted in (None, status) and (header is None or value in headers.get(header, ()))
-                         and (part in said if part is not None else not said))
-        self._fact("without the header", "status %d" % status, who)
+        who, code = next((who, code) for wanted, name, value, part, who, code in ANSWERERS
+                         if wanted in (None, reply.status) and (name is None or value in reply.headers.get(name, ()))
+                         and (part in reply.text if part is not None else not reply.data))
+        self._fact("without the header", "status %d" % reply.status, who)
         if code:
             return "what answers at %s is %s" % (where, who), code
         try:
@@ -5758,41 +5756,32 @@ class Doctor:
     def _imds(self) -> "Optional[Error]":
         """Ask as a client does; return what a client would make of the first answer."""
         ask = functools.partial(self.client.ask_once, "GET", headers={"Metadata": "true"})
-        target = "/metadata/instance?api-version=2021-02-01"
-        first = Reply(*ask(target), url=self.client.endpoint + target)
+        first = ask("/metadata/instance?api-version=2021-02-01")
         failure = _judged(first, None)
         if failure is None:
             failure = None if is_like_imds(first.data) else _not_imds(first, "something else")
         elif failure.offered:  # an older service, with which a client comes to terms
             failure = None
         self._fact("with the header", "status %d" % first.status, "clients do not" if failure else "clients get on")
-        _, headers, body = ask("/metadata/versions")
-        versions = sorted(filter(_is_date, list_in(body, "apiVersions")))
+        listing = ask("/metadata/versions")
+        versions = sorted(filter(_is_date, list_in(listing.data, "apiVersions")))
         self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed",
                    "what a client may ask for")
-        self._fact("clock", *self._clock(headers.get("date", "")))
-        status, _, body = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
-                              "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
-        known_words = body.decode("utf-8", "replace") in IDENTITY_REFUSALS
-        has_token = status == 200 and b'"access_token"' in body
-        self._fact("identity", "a token came (not shown)" if has_token else "status %d" % status,
-                   parsed_or_none(body).get("error_description", "") if known_words else
+        date = listing.time_in("date")
+        ahead = 0 if date is None else round(self.client._clock() - date)
+        self._fact("clock", "not compared" if date is None else "%+d s" % ahead,
+                   "the answer has no Date" if date is None else "as the service's" if abs(ahead) < 60 else
+                   "this clock is wrong: tokens and attested documents will not be believed")
+        answer = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
+                     "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
+        has_token = answer.status == 200 and b'"access_token"' in answer.data
+        self._fact("identity", "a token came (not shown)" if has_token else "status %d" % answer.status,
+                   json.loads(answer.body).get("error_description", "") if answer.body else
                    "this VM has an identity" if has_token else "no token for programs on this VM")
-        status, _, body = ask("/metadata/scheduledevents?api-version=2020-07-01")
-        events = "on, %d of them" % len(list_in(body, "Events")) if status == 200 else "status %d" % status
-        self._fact("scheduled events", events, "asking turns them on")
+        answer = ask("/metadata/scheduledevents?api-version=2020-07-01")
+        self._fact("scheduled events", "on, %d of them" % len(list_in(answer.data, "Events"))
+                   if answer.status == 200 else "status %d" % answer.status, "asking turns them on")
         return failure
-
-    def _clock(self, date: str) -> "Tuple[str, str]":
-        try:
-            seconds = parse_time(date)
-        except ValueError:
-            seconds = None
-        if seconds is None:
-            return "not compared", "the answer has no Date"
-        ahead = round(self.client._clock() - seconds)
-        return "%+d s" % ahead, ("as the service's" if abs(ahead) < 60 else "this clock is wrong: tokens and attested"
-                                 " documents will not be believed")
 
 
 # ==================================================================================================
@@ -6064,21 +6053,21 @@ def _run_verify(options: "Any") -> int:
     answers: "set[str]" = set()  # kinds of answers that came
     gone: "List[Error]" = []  # why the last requests had no answer
 
-    def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Tuple[int, Mapping[str, str], bytes]":
+    def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Any":
         nonlocal last
         time.sleep(max(0, last + 0.25 - time.monotonic()))  # at 4 a second no service throttles
         last = time.monotonic()
         try:
-            status, said, body = client.ask_once(verb, target, headers)
+            reply = client.ask_once(verb, target, headers)
         except Unreachable as error:
             gone.append(error)
             client.deadline = client.deadline or 10  # who is silent once need not be waited for so long again
             raise
         gone.clear()
-        is_failing = status in (410, 429, 500, 502, 503, 504)
-        is_agent = status == 403 and not body and verb != "HEAD"  # of the guest proxy, which lets nobody through
-        answers.add("failing" if is_failing else "imds" if is_agent or is_like_imds(body) else "other")
-        return status, said, body
+        is_failing = reply.status in (410, 429, 500, 502, 503, 504)
+        is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
+        answers.add("failing" if is_failing else "imds" if is_agent or is_like_imds(reply.data) else "other")
+        return reply[:3]
 
     rows: "List[Dict[str, str]]" = []
     summary = {mark: {"holds": 0, "differs": 0, "can't tell": 0} for mark in ("documented", "observed", "chosen")}

@@ -33,7 +33,7 @@ class Nobody:
             raise self.error
         response = self.of.respond(imds.Request(verb, target, {name.lower(): text for name, text in headers.items()}, b""))
         answer = response.status, {name.lower(): text for name, text in response.headers}, response.body
-        return self.change(target, headers, answer) if self.change else answer
+        return imds.Reply(*self.change(target, headers, answer) if self.change else answer, url=self.endpoint + target)
 
 
 class Worlds(unittest.TestCase):
