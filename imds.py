@@ -6120,7 +6120,7 @@ def _run_test_ca(options: "Any") -> None:
 # --- events
 
 def _run_events(options: "Any") -> int:
-    client, refused = _client(options), {}  # type: Client, Dict[str, Error]
+    client, is_refused = _client(options), False
     if options.handler == "":
         raise ValueError("--exec wants a command")
     if options.handler and not options.watch:
@@ -6129,14 +6129,12 @@ def _run_events(options: "Any") -> int:
         client.begun = time.monotonic()
     if options.approve == "all":
         waiting = [event for event in client.scheduled_events()["Events"] if event["EventStatus"] == "Scheduled"]
-        refused = dict(_approve(client, [event["EventId"] for event in waiting]))
         if not waiting and not options.json:
             say("imds: no event waits for an approval")
-        for event in waiting:
-            if event["EventId"] in refused:
-                say("imds: %s" % refused[event["EventId"]])
-            elif not options.json:
-                say("imds: approved %s %s" % (event["EventType"], event["EventId"]))
+        for event, refusal in _approve(client, waiting):
+            is_refused |= refusal is not None
+            if refusal or not options.json:
+                say("imds: %s" % (refusal or "approved %(EventType)s %(EventId)s" % event))
     elif options.approve is not None:
         client.approve(options.approve)
     if options.watch:
@@ -6146,20 +6144,22 @@ def _run_events(options: "Any") -> int:
     elif options.approve is None:
         events = client.scheduled_events()["Events"]
         _print("\n".join(_event_line(event, client) for event in events) or "no scheduled events")
-    return 1 if refused else 0
+    return is_refused
 
 
-def _approve(client: "Client", event_ids: "List[str]") -> "Iterator[Tuple[str, Error]]":
-    """Approve events together or, where that is refused, for one may have started, each alone. Yield those refused."""
+def _approve(client: "Client", events: "Sequence[Any]") -> "Iterator[Tuple[Any, Optional[Error]]]":
+    """Approve events together or, where that is refused, for one may have started, each alone. Yield each with its
+    refusal, or None."""
     try:
-        if event_ids:
-            client.approve(*event_ids)
+        if events:
+            client.approve(*[event["EventId"] for event in events])
+        yield from ((event, None) for event in events)
     except (Refused, NotFound) as error:
-        if len(event_ids) == 1:
-            yield event_ids[0], error
+        if len(events) == 1:
+            yield events[0], error
         else:
-            for event_id in event_ids:
-                yield from _approve(client, [event_id])
+            for event in events:
+                yield from _approve(client, [event])
 
 
 class _Watch:
@@ -6272,26 +6272,23 @@ class _Handlers:
         """See which handlers have ended, and send the approvals that are due."""
         ended = [each for each, handler in self.running.items() if handler.poll() is not None]
         self.approvals += [each for each in ended if self.report(each)]
-        due = [each for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
-        together = [due] if due and time.monotonic() >= self.not_before else []
-        was_late, self.is_late = self.is_late, self.is_late and not together
-        while together:
-            batch = together.pop(0)
-            try:
-                self.client.approve(*[events[each]["EventId"] for each in batch])
-                self.approvals = [each for each in self.approvals if each not in batch]
-            except Error as error:
-                is_refused = isinstance(error, (Refused, NotFound))
-                if is_refused and len(batch) > 1:  # one bad id has all refused: send each alone
-                    together += [[each] for each in batch]
-                elif error.status == 400:
-                    self.approvals.remove(batch[0])
-                    say("imds: %s" % error)
+        due = [events[each] for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
+        if not due or time.monotonic() < self.not_before:
+            return
+        late: "Optional[Error]" = None  # why the first that is to be sent again was not taken
+        try:
+            for event, refusal in _approve(self.client, due):
+                if refusal is None or refusal.status == 400:
+                    self.approvals.remove(event["EventId"].upper())
+                    if refusal:
+                        say("imds: %s" % refusal)
                 else:
-                    if not (was_late or self.is_late):
-                        say("imds: %s; the approval will be sent again" % error)
-                    self.is_late, self.not_before = True, time.monotonic() + error.retry_after
-                    together = together if is_refused else []
+                    late = late or refusal
+        except Error as error:
+            late = error
+        if late and not self.is_late:
+            say("imds: %s; the approval will be sent again" % late)
+        self.is_late, self.not_before = bool(late), time.monotonic() + (late.retry_after if late else 0)
 
     def report(self, event_id: str) -> bool:
         """Forget a handler that has ended; return whether its event may start."""
