@@ -6532,9 +6532,9 @@ def isolate() -> None:
     into a user namespace as well, in which it is. Raise ValueError unless the former is surely new and empty."""
     if not sys.platform.startswith("linux"):
         raise ValueError("--isolated needs Linux, for its network namespaces")
-    before, user, group = os.readlink("/proc/self/ns/net"), os.getuid(), os.getgid()
-    new_network, new_user = 0x40000000, 0x10000000
+    user, group, new_network, new_user = os.getuid(), os.getgid(), 0x40000000, 0x10000000
     try:
+        before = os.readlink("/proc/self/ns/net")
         _unshare(new_network | (new_user if user else 0))
         if user:
             for name, text in (("setgroups", "deny"), ("uid_map", "0 %d 1" % user), ("gid_map", "0 %d 1" % group)):
