@@ -2888,6 +2888,8 @@ class Bench:
             if not name and request.verb == "GET":
                 return self._said(200, {each: describe(each) for each in OPERATIONS})
             known(name, OPERATIONS, "operation")
+            if request.verb == "POST" and raw_query:
+                raise ValueError("the arguments of a POST come as JSON in its body")
             if request.verb == "POST":
                 arguments = _parsed_body(request.body)
             elif request.verb == "GET" and name in READING:
@@ -2920,6 +2922,10 @@ class Bench:
         except TypeError as error:
             raise ValueError("%s; it is %s" % (error, describe(name)["signature"])) from None
         check_plain(given, "the arguments")
+        if name == "reset" and vm is None:  # all share the clock and the events, which go back with any of them
+            for each in self.siblings:
+                each.reset()
+            return None
         try:
             result = method(**given)
         except TypeError as error:  # a type that no check foresaw
@@ -3186,11 +3192,16 @@ def _again(
         for each in journal:
             which = key(each)
             if which is not None:
-                which = each.peer, each.vm, each.request.headers.get("user-agent"), which
+                which = _sender(each), which
                 if which in last and is_wrong(last[which], each):
                     yield each
                 last[which] = each
     return find
+
+
+def _sender(each: "Exchange") -> "Tuple[Any, ...]":
+    """Who sent a request, as far as can be told."""
+    return each.peer, each.vm, each.request.headers.get("user-agent")
 
 
 def _asks(each: "Exchange", endpoint: str) -> "Optional[str]":
@@ -3202,28 +3213,58 @@ def _asks(each: "Exchange", endpoint: str) -> "Optional[str]":
 def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     recent: "Any" = collections.deque(maxlen=IDENTITY_AT_ONCE + 1)
     for each in journal:
-        if each.request.target.startswith("/metadata/identity/") and each.request.headers.get("metadata"):
+        names = parse_target(each.request.target).names
+        if names[:2] == ("metadata", "identity") and each.request.headers.get("metadata"):
             recent.append(each)
             if len(recent) > IDENTITY_AT_ONCE and each.time - recent[0].time < max(0.05, recent[0].seconds):
                 yield each
 
 
 def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
-    gone: "Dict[str, List[Exchange]]" = {}  # target -> its 410s since the last other answer
+    gone: "Dict[Any, List[Exchange]]" = {}  # client and target -> its 410s since the last other answer
     for each in journal:
+        which = _sender(each), each.request.target
         if each.response.status == 410:
-            gone.setdefault(each.request.target, []).append(each)
+            gone.setdefault(which, []).append(each)
         else:
-            gone.pop(each.request.target, None)
+            gone.pop(which, None)
     return (those[-1] for those in gone.values() if those[-1].time - those[0].time < PATIENCE[""].gone - 20)
 
 
-def _is_old(each: "Exchange", asked: "Target") -> bool:
-    version = asked.query.get("api-version", "")
-    limit = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
-    newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
-        asked.endpoint == "scheduledevents") else ()
-    return bool(re.match(DATE, version)) and version < limit and version not in newest and version != PREVIEW
+def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    refused: "Dict[Any, set[Any]]" = {}  # client and path -> what was refused there since the last other answer
+    for each in journal:
+        names = parse_target(each.request.target).names
+        headers = map(each.request.headers.get, ("metadata", "host", "x-forwarded-for"))  # not an id of each
+        which, what = (_sender(each), names), (each.request.verb, each.request.target, each.request.body, *headers)
+        is_probe = each.rule == "metadata" and names[1:2] == ("identity",)
+        if each.response.status != 400:  # as when both have come to terms about the api-version
+            refused.pop(which, None)
+        elif names[:1] == ("metadata",) and not is_probe:  # other clouds are asked elsewhere
+            if what in refused.setdefault(which, set()):
+                yield each
+            refused[which].add(what)
+
+
+def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    offered = {PREVIEW}  # and what the service said to be its newest
+    for each in journal:
+        asked = parse_target(each.request.target)
+        version = asked.query.get("api-version", "")
+        limit = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
+        newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
+            asked.endpoint == "scheduledevents") else ()
+        if asked.names[:1] == ("metadata",) and re.match(DATE, version) and version < limit:
+            if version not in newest and version not in offered:
+                yield each
+        if each.rule and each.rule.startswith("version"):
+            offered.update(re.findall(r'"newest-versions":\["([0-9-]+)', each.response.body.decode("utf-8", "replace")))
+
+
+def _was_answered(last: "Exchange", each: "Exchange") -> bool:
+    """Whether ``last`` had its whole answer, with 200, before ``each`` was asked."""
+    manner = (last.fault or "ok").split()[-1]
+    return last.response.status == 200 and manner == "ok" and each.time >= last.time + last.seconds
 
 
 TOKEN_VERSIONS = ("2018-02-01", "2019-08-01", "2020-06-01", "2021-02-01")  # that the documentation of tokens shows
@@ -3246,13 +3287,13 @@ LINT = {
               and not asked.query.get("api-version"))),
     "old-api-version": LintRule(
         "newer versions than one of three years ago say more; old ones may answer slowly", "observed", REPORTS,
-        _each(_is_old)),
+        _old),
     "preview-api-version": LintRule(
         "2017-03-01 is a preview of another shape, and may not be there", "documented", EVENTS,
         _each(lambda each, asked: asked.query.get("api-version") == PREVIEW)),
     "several-documents": LintRule(
         "one whole document answers every question about a VM; ask for it once", "chosen", HERE,
-        _again(lambda last, each: each.time - last.time < 5 and last.response.status == 200,
+        _again(lambda last, each: each.time - last.time < 5 and _was_answered(last, each),
                lambda each: _asks(each, "instance"))),
     "polls-too-often": LintRule(
         "scheduled events are to be asked for once a second at most", "documented", EVENTS,
@@ -3260,21 +3301,19 @@ LINT = {
     "no-pause": LintRule(
         "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
         _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
-               and each.time - last.time < 0.2, lambda each: each.request.target)),
+               and -0.01 < each.time - last.time - last.seconds < 0.2, lambda each: each.request[:2])),
     "gives-up-on-410": LintRule(
         "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS, _gave_up),
     "repeats-a-400": LintRule(
         "what was refused with 400 is refused again", "documented", TOKENS,
-        _again(lambda last, each: last.response.status == 400 and each.response.status == 400
-               and each.request.target.startswith("/metadata"),  # other clouds are asked elsewhere
-               lambda each: (each.request.verb, each.request.target, each.request.body, tuple(
-                   map(each.request.headers.get, ("metadata", "host", "x-forwarded-for")))))),  # not an id of each
+        _insists),
     "identity-burst": LintRule(
         "five requests at once is what the identity service takes", "documented", INSTANCE, _bursts),
     "token-again": LintRule(
         "a token is good for hours: keep it", "documented", TOKENS,
-        _again(lambda last, each: last.response.status == each.response.status == 200
-               and each.time - last.time < TOKEN_SECONDS - TOKEN_RENEWED and "bypass_cache" not in each.request.target,
+        # SDKs renew a token after half of its time.
+        _again(lambda last, each: _was_answered(last, each) and each.response.status == 200
+               and each.time - last.time < TOKEN_SECONDS / 2 and "bypass_cache" not in each.request.target,
                lambda each: _asks(each, "identity/oauth2/token"))),
     "leaf-as-json": LintRule(
         "a leaf is to be asked for with format=text", "documented", INSTANCE,
@@ -3964,7 +4003,7 @@ class Clock:
         return then + (self._source() - seen) * scale
 
     def advance(self, seconds: float) -> None:
-        """Go forward by ``seconds``, at once."""
+        """Go forward by ``seconds``, or back, at once."""
         with self._lock:
             seen, then, scale = self._run
             self._set(seen, then + seconds, scale)
@@ -4152,9 +4191,10 @@ class Emulator:
     def environ(self) -> "Dict[str, str]":
         """The environment variables that lead this client and the SDKs to it, past any proxy: a dict of str."""
         host, names = self.url.rpartition(":")[0][len("http://"):].strip("[]"), {}
-        for name in ("NO_PROXY", "no_proxy"):
-            others = [each for each in os.environ.get(name, "").split(",") if each and each != host]
-            names[name] = ",".join(others + [host])
+        for name, other in (("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")):
+            said = os.environ.get(name, os.environ.get(other, ""))  # to set one alone would hide the other
+            others = [each for each in said.split(",") if each and each != host]
+            names[name] = said if said.strip() == "*" else ",".join(others + [host])
         names.update(AZURE_IMDS_ENDPOINT=self.url, AZURE_POD_IDENTITY_AUTHORITY_HOST=self.url)
         return dict(names, AZURE_IMDS_CONTROL=self.url + "/imds") if self._has_control else names
 
@@ -4227,6 +4267,8 @@ class ScaleSet:
         if check(count, int, "count") < 1:
             raise ValueError("a scale set has at least one VM")
         self.clock = clock if isinstance(clock, Clock) else Clock(clock)
+        for name in {"allow_hosts", "faults", "identities", "versions"}.intersection(settings):
+            settings[name] = _several(settings[name])  # each VM goes through them
         shared = Events(self.clock), threading.RLock()
         self._vms = [Emulator(make_vm(profile, number=number), port=port and port + number, clock=self.clock,
                               control=control and number == 0, schedule=schedule if number == 0 else (),
@@ -4237,12 +4279,14 @@ class ScaleSet:
             bench.siblings = siblings
 
     def start(self) -> "ScaleSet":
-        """Start all, or none: raises the OSError of one that can't."""
+        """Start all, or none: raises the OSError of one that can't, or the RuntimeError of one that was started."""
+        started: "List[Emulator]" = []
         try:
             for vm in self._vms:
-                vm.start()
-        except OSError:
-            self.stop()
+                started.append(vm.start())
+        except (OSError, RuntimeError):
+            for vm in started:
+                vm.stop()
             raise
         return self
 
@@ -6505,12 +6549,15 @@ def _run_exec(options: "Any") -> int:
         _set_signals(lambda *_: None, end)  # a terminal sends Ctrl-C to the command as well, which decides
         program = shutil.which(options.command[0]) if os.name == "nt" else None  # a .cmd, too
         environment = dict(os.environ, **vm.environ)
+        if not options.control:  # that of another emulator
+            environment.pop("AZURE_IMDS_CONTROL", None)
         if options.isolated:  # clients are to go to the address of the real service
             environment = {name: value for name, value in environment.items() if name not in LEADING}
         try:
             children.append(subprocess.Popen([program or options.command[0]] + options.command[1:], env=environment))
         except OSError as error:
-            return _complain("%s: %s" % (options.command[0], error.strerror), 126 if error.errno == 13 else 127)
+            is_absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            return _complain("%s: %s" % (options.command[0], error.strerror), 127 if is_absent else 126)
         if ending:  # SIGTERM came during Popen
             end()
         code = int(children[0].wait())
@@ -6592,8 +6639,8 @@ def _run_ctl(options: "Any") -> None:
     origin, path = re.match(r"(\w+://[^/]*|[^/]*)/?(.*)", url).groups()  # type: ignore[union-attr]
     client = Client(origin, timeout=options.timeout, deadline=options.timeout or 5)
     pairs = [argument.partition("=") for argument in options.arguments]
-    if not all(equals for _, equals, _ in pairs):
-        raise ValueError("an argument is NAME=VALUE, like kind=Reboot")
+    if not all(equals for _, equals, _ in pairs) or len({key for key, _, _ in pairs}) < len(pairs):
+        raise ValueError("an argument is NAME=VALUE, like kind=Reboot, each once")
     name = options.operation and known(options.operation, OPERATIONS, "operation")
     arguments = read_arguments(name, {key: value for key, _, value in pairs}) if name else None
     try:

@@ -235,6 +235,19 @@ class Usage(Case):
                 (["diff", "nowhere", "nowhere"], 2, "nowhere: No such file"),
             ))
 
+    def test_commands_that_can_not_be_run(self):
+        script = os.path.join(self.folder, "script")
+        with open(script, "wb") as file:
+            file.write(b"\x00\x01garbage")
+        os.chmod(script, 0o755)
+        self.check(((["exec", "--", script], 126, script), (["exec", "--", script + "/x"], 127, script)))
+
+    def test_the_control_of_another_is_not_passed_on(self):
+        for options, expected in (([], "None\n"), (["--control"], "http://")):
+            code, out, _ = run("exec", *options + ["--", sys.executable, "-c", "import os; print(os.environ.get('AZURE_IMDS_CONTROL'))"],
+                               env={"AZURE_IMDS_CONTROL": "elsewhere"})
+            self.assertEqual((code, out[:len(expected)]), (0, expected))
+
     def test_options_that_exclude_one_another(self):
         self.check((
             (["attested", "--content", "--der"], 2, "--content or --der, not both"),

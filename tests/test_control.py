@@ -91,7 +91,7 @@ class Doors(unittest.TestCase):
         for verb, name, status, word in (
             ("GET", "schedule", 405, "POST it"), ("GET", "reset", 405, "POST it"), ("GET", "advance?seconds=5", 405, "POST it"),
             ("GET", "identities?identities=user:x", 400, "POST them"), ("GET", "load_balancer?load_balancer=true", 400, "POST them"),
-            ("GET", "instance?vm=0", 200, None), ("GET", "requests?since=" + "[" * 7000, 400, "since"),
+            ("GET", "instance?vm=0", 200, None), ("POST", "reset?vm=0", 400, "in its body"), ("GET", "requests?since=" + "[" * 7000, 400, "since"),
             ("PUT", "reset", 405, "POST it"), ("DELETE", "instance", 405, "POST it"), ("POST", "instance", 200, None),
             ("GET", "nonsense", 400, "operation"), ("POST", "respond", 400, "operation"), ("POST", "_restart", 400, "operation"),
             ("POST", "", 400, "operation"), ("POST", "operate", 400, "operation"), ("POST", "__class__", 400, "operation"),
@@ -329,6 +329,7 @@ class Ctl(unittest.TestCase):
     def test_operations(self):
         for arguments, code, out, errors in (
             (["schedule", "kind=Reboot", "after=30", "resources=a,b"], 0, r"[0-9A-F-]{36}\n", ""),
+            (["advance", "seconds=1", "seconds=2"], 2, "", "each once"),
             (["schedule", "kind=Nap"], 1, "", "Nap"), (["nonsense"], 2, "", "operation"), (["advance", "900"], 2, "", "NAME=VALUE"),
             (["fail", "playbook=instance: 500 x2", "seed=3"], 0, r'\{[\s\S]*"seed": ?3\s*\}\n', ""),
             (["update", 'patch={"compute":{"name":"5"}}'], 0, "", ""), (["instance"], 0, r'[\s\S]*"name": ?"5"[\s\S]*', ""),

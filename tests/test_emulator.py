@@ -179,7 +179,9 @@ class Fixture(Case):
     def test_the_environment_that_leads_to_it(self):
         with imds.Emulator() as vm:
             for before, after in (({}, "127.0.0.1"), ({"NO_PROXY": "a,b", "no_proxy": "a,b"}, "a,b,127.0.0.1"),
-                                  ({"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1,"}, "127.0.0.1")):
+                                  ({"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1,"}, "127.0.0.1"),
+                                  ({"NO_PROXY": "a"}, "a,127.0.0.1"), ({"no_proxy": "a"}, "a,127.0.0.1"),
+                                  ({"NO_PROXY": "*"}, "*")):
                 with mock.patch.dict(os.environ, before, clear=True):
                     self.assertEqual(vm.environ, {
                         "AZURE_IMDS_ENDPOINT": vm.url, "AZURE_POD_IDENTITY_AUTHORITY_HOST": vm.url,

@@ -7,7 +7,8 @@ import imds
 from tests.support import NOW, OK, TARGET, TOKEN, VAULT, Steps, V, ask, bench, run
 
 ME = {"metadata": "true", "user-agent": "me/1"}
-NAMED = {"user-agent": "me/1"}
+NAMED, OTHER = {"user-agent": "me/1"}, {"metadata": "true", "user-agent": "other"}
+UNKNOWN = "/metadata/instance?api-version=2999-01-01"
 ROOT = "/metadata/instance" + V
 NEWEST = "/metadata/instance?api-version=2025-04-07"
 LEAF = "/metadata/instance/compute/%s?api-version=2025-04-07&format=text"
@@ -91,8 +92,15 @@ class Rules(unittest.TestCase):
              [[get(0, NEWEST), get(1, NEWEST), get(2, NEWEST)], [get(0, NEWEST), get(0, LEAF % "name")]]),
             ("no-pause", ["429 x9"], [get(0, NEWEST), get(0, NEWEST)], [[get(0, NEWEST), get(0.5, NEWEST), get(1, NEWEST)]]),
             ("no-pause", ["404 x9"], None, [[get(0, NEWEST), get(0, NEWEST)]]),
+            ("no-pause", ["delay 300ms 500 x5"], [get(0, NEWEST), get(0.3, NEWEST)], [[get(0, NEWEST), get(1.3, NEWEST)]]),
+            ("no-pause", ["POST scheduledevents: 500"], None, [[approve, get(0.1, EVENTS)]]),
+            *((rule, [fault], None, [[get(0, target), get(1, target)]]) for rule, target in (
+                ("several-documents", NEWEST), ("token-again", TOKEN + VAULT)) for fault in (
+                "reset", "cut", "hang", "broken", "delay 4s")),
+            ("several-documents", ["delay 300ms x2"], [get(0, NEWEST), get(1, NEWEST)], []),
             ("gives-up-on-410", ["410 for 60s"], [get(0, NEWEST), get(10, NEWEST), get(20, NEWEST)],
              [[get(0, NEWEST)] + [get(10, NEWEST)] * 6, [get(0, NEWEST), get(60, NEWEST)]]),
+            ("gives-up-on-410", ["410 x3"], [get(0, NEWEST), get(0, NEWEST, OTHER), get(60, NEWEST, OTHER)], []),
             ("gives-up-on-410", ["410 always"], [get(0, NEWEST)], [[get(0, NEWEST)] + [get(10, NEWEST)] * 7]),
             ("repeats-a-400", [], [get(0, "/metadata/instance"), get(60, "/metadata/instance")],
              [[get(0, "/metadata/instance"), get(1, NEWEST)], [get(0, "/metadata/instance", NAMED), get(1, "/metadata/instance")],
@@ -101,12 +109,16 @@ class Rules(unittest.TestCase):
             ("repeats-a-400", [], [get(at, "/metadata/instance", dict(ME, **{"x-ms-client-request-id": str(at)})) for at in (0, 9)], []),
             ("identity-burst", ["delay 500ms always"], [get(0.03, TOKEN + VAULT)] * 6, [[get(0.2, TOKEN + VAULT)] * 6]),
             ("repeats-a-400", ["400"], None, [[get(0, NEWEST), get(1, NEWEST)]]),  # the second was answered
+            ("repeats-a-400", [], None, [[get(0, TOKEN + VAULT, NAMED), get(0, TOKEN + VAULT)] * 2,  # a probe, and a token
+                                         [get(0, UNKNOWN), get(0, NEWEST)] * 2]),  # each program comes to terms
+            ("repeats-a-400", [], [get(0, UNKNOWN), get(1, UNKNOWN)], []),
             ("identity-burst", [], [get(0, TOKEN + VAULT)] * 6, [[get(0, TOKEN + VAULT)] * 5, [get(0.1, TOKEN + VAULT)] * 12,
                                                                  [get(0, NEWEST)] * 12]),
             ("token-again", [], [get(0, TOKEN + VAULT), get(3600, TOKEN + VAULT)],
              [[get(0, TOKEN + VAULT)], [get(0, TOKEN + VAULT), get(0, RESOURCE)],
               [get(0, TOKEN + VAULT), get(0, TOKEN + VAULT + "&bypass_cache=true")],
-              [get(0, TOKEN + VAULT), get(0, TOKEN + VAULT, dict(ME, **{"user-agent": "other"}))]]),
+              [get(0, TOKEN + VAULT), get(0, TOKEN + VAULT, OTHER)], [get(0, TOKEN + VAULT), get(43200, TOKEN + VAULT)]]),
+            ("identity-burst", [], [get(0, TOKEN.replace("metadata", "Metadata") + VAULT)] * 6, []),
             ("token-again", ["500"], None, [[get(0, TOKEN + VAULT), get(5, TOKEN + VAULT)]]),
         ):
             if bad:
@@ -118,6 +130,13 @@ class Rules(unittest.TestCase):
 
     def test_a_token_that_has_expired_may_be_asked_again(self):
         self.assertNotIn("token-again", judged([get(0, TOKEN + VAULT), get(90000, TOKEN + VAULT)]))
+
+    def test_the_newest_that_is_offered_is_not_old(self):
+        with imds.Emulator(versions=["2021-02-01"]) as vm:
+            for _ in range(2):
+                self.assertEqual(imds.get("compute/name", endpoint=vm.url), "avset2")
+                vm.clock.advance(6)
+            self.assertEqual(vm.lint(), [])
 
     def test_two_clients_are_not_one(self):
         for rows in ([get(0, NEWEST)] * 2, [get(0, EVENTS)] * 2, [get(0, TOKEN + VAULT)] * 2, [get(0, "/metadata/instance")] * 2):

@@ -143,6 +143,19 @@ class OneOfAll(unittest.TestCase):
             event = vms.schedule("Freeze")  # still one list
             self.assertEqual([list(events(vm)) for vm in vms], [[event]] * 3)
 
+    def test_reset_by_control_is_for_all(self):
+        with imds.ScaleSet(2, control=True, clock=lambda: 1.7e9) as vms:
+            for vm in vms:
+                vm.fail("500 always")
+                vm.update({"compute": {"tags": "a:b"}})
+            request = urllib.request.Request(vms[0].url + "/imds/reset", data=b'{"vm":1}', headers={"Metadata": "true"})
+            urllib.request.urlopen(request, timeout=5).close()
+            self.assertEqual([len(vm.faults()) for vm in vms], [1, 0])
+            request.data = b""
+            urllib.request.urlopen(request, timeout=5).close()
+            self.assertEqual([(vm.faults(), vm.get("compute/tags")) for vm in vms],
+                             [([], imds.make_vm("scaleset")["compute"]["tags"])] * 2)
+
     def test_reset_of_one_leaves_one_list(self):
         with imds.ScaleSet(2) as vms:
             vms[0].reset()
@@ -168,6 +181,19 @@ class Settings(unittest.TestCase):
             self.assertEqual([vm.versions for vm in vms], [["2021-02-01"]] * 2)
             self.assertEqual([len(vm.identities) for vm in vms], [1, 1])
             self.assertEqual(vms[0].identities, vms[1].identities)
+        with imds.ScaleSet(2, faults=iter(["404 always"]), identities=iter(["user:web"]), versions=iter(["2021-02-01"])) as vms:
+            self.assertEqual([(vm.faults(), vm.versions, len(vm.identities)) for vm in vms],
+                             [(["404 always"], ["2021-02-01"], 1)] * 2)
+
+    def test_one_that_runs_already_is_left_running(self):
+        vms = imds.ScaleSet(2)
+        vms[1].start()
+        self.addCleanup(vms.stop)
+        with self.assertRaises(RuntimeError):
+            vms.start()
+        self.assertEqual(vms[1].get("compute/name"), vms[1].name)
+        vms[1].stop()
+        vms.start()
 
     def test_what_is_none(self):
         for count in (0, -1, "3", 1.5, None, True):
