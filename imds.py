@@ -3371,7 +3371,7 @@ details { margin-left: 1em; } summary { cursor: pointer; }
 <script>
 "use strict";
 const $ = id => document.getElementById(id);
-let since = 0;
+let since = 0, away = "";
 const shown = {};
 async function ask(name, data) {
   const options = {headers: {Metadata: "true"}};
@@ -3442,8 +3442,9 @@ async function look() {
       $("vm").textContent = vm.compute.name;
       $("tree").append(tree(vm, "instance"));
     }
+    if ($("said").textContent === away) $("said").textContent = "";
   } catch (error) {
-    $("said").textContent = error.message;
+    $("said").textContent = away = error.message;
     since = 0; $("requests").firstChild.replaceChildren();  // another server may be there next
   }
 }

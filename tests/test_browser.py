@@ -181,6 +181,7 @@ class Page(InABrowser):
         self.addCleanup(self.again.stop)
         ask(self.vm, "/metadata/versions", {"User-Agent": "the-first-of-the-next"})
         self.eventually(lambda: "the-first-of-the-next" in self.browser.text())
+        self.eventually(lambda: self.browser.run("return document.querySelector('#said').innerText") == "")
 
     def test_all_that_is_shown_is_text(self):
         self.vm.update({"compute": {"tags": SCRIPT, "name": "web_1" + SCRIPT}})
