@@ -4575,6 +4575,7 @@ class Client:
         """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
         last list again."""
         failing: "Optional[float]" = None  # ``timer`` when it began to fail
+        gone: "Optional[float]" = None  # ``timer`` when it last answered 410 since then
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
@@ -4586,11 +4587,13 @@ class Client:
                     kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
                             and ("" in lost or event["EventId"].upper() in lost)]
                     document["Events"] += kept[:MAX_EVENTS]
-                last, failing = document, None
+                last, failing, gone = document, None, None
             except Error as error:
                 failing, odd = begun if failing is None else failing, error
                 row = self._patience("/metadata/scheduledevents")
-                left = failing + (row.gone if error.status == 410 else row.total) - self._timer()
+                gone = self._timer() if error.status == 410 else gone
+                until = failing + row.total if gone is None else min(failing + row.gone, gone + row.total)
+                left = (failing + row.gone if error.status == 410 else until) - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4631,7 +4634,8 @@ class Client:
                 if kept and self._left(kept) > 0:
                     return dict(kept.answer)
                 if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - self._timer())):
-                    raise Unreachable("no token came in time for another thread that asks for it at %s" % self.endpoint)
+                    raise self._failed_since(target, call) or Unreachable(
+                        "no token came in time for another thread that asks for it at %s" % self.endpoint)
             try:
                 token = self._good_token(target) or self._renewed(target, call)
             finally:
@@ -4651,14 +4655,15 @@ class Client:
 
     def _renewed(self, target: str, call: "_Call") -> "_Token":
         """Get a token, and keep it; or the one before it, while that is better. What another thread got since this
-        call began, a token or a refusal, is taken as if this one had asked."""
+        call began, a token or a refusal, or a failure if no time is left, is taken as if this one had asked."""
         import copy
 
-        kept, (failed, failure) = self._tokens.get(target), self._failures.get(target, (0, None))
+        kept, failure = self._tokens.get(target), self._failed_since(target, call)
         if kept and kept.came > call.begun and self._left(kept) > 0:
             return kept
-        if failure and failed > call.begun and not isinstance(failure, (Unreachable, Unavailable)):
-            raise copy.copy(failure)
+        is_late = self._timer() - call.begun > 0.9 * self._patience(target).total
+        if failure and (is_late or not isinstance(failure, (Unreachable, Unavailable))):
+            raise failure
         if len(self._turns) >= 1000:  # a program may name any number of resources
             for each in (self._tokens, self._turns, self._failures):
                 each.clear()
@@ -4673,6 +4678,13 @@ class Client:
             token, kept.tried = kept, self._timer()
         self._tokens[target] = token
         return token
+
+    def _failed_since(self, target: str, call: "_Call") -> "Optional[Error]":
+        """Why a token could not be had by another thread since this call began."""
+        import copy
+
+        failed, failure = self._failures.get(target, (0, None))
+        return copy.copy(failure) if failure and failed > call.begun else None
 
     def _new_token(self, target: str, call: "_Call") -> "_Token":
         timer, clock = self._timer(), self._clock()
@@ -5823,9 +5835,12 @@ class Doctor:
         self._fact("identity", "a token came (not shown)" if has_token else "status %d" % answer.status,
                    json.loads(answer.body).get("error_description", "") if answer.body else
                    "this VM has an identity" if has_token else "no token for programs on this VM")
-        answer = ask("/metadata/scheduledevents?api-version=2020-07-01")
-        self._fact("scheduled events", "on, %d of them" % len(list_in(answer.data, "Events"))
-                   if answer.status == 200 else "status %d" % answer.status, "asking turns them on")
+        try:
+            answer = ask("/metadata/scheduledevents?api-version=2020-07-01")
+            self._fact("scheduled events", "on, %d of them" % len(list_in(answer.data, "Events"))
+                       if answer.status == 200 else "status %d" % answer.status, "asking turns them on")
+        except Unreachable as error:
+            self._fact("scheduled events", error.what, "the first list may take two minutes")
         return failure
 
 
@@ -5839,6 +5854,7 @@ class Doctor:
 USAGE_ERROR = 2
 GRACE = 5  # seconds from SIGTERM to SIGKILL, for handlers of events
 MAX_HANDLERS = 64  # that run at once; those of more events come later
+MAX_PAUSE = 60  # seconds for which the service can put off an approval
 EXIT_CODES = {
     0: "done",
     1: "the service says no (not found, bad request)",
@@ -6088,7 +6104,7 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
     if None in (before, after) and len(format_json(present)) > 100 and children(present):
         for name, child in children(present):
             yield from _in_lines(path + "/" + name, before and child, after and child)
-    else:
+    elif present is not None:
         shown = ["(absent)" if node is None else format_json(node) for node in (before, after)]
         yield "%s: %s -> %s" % (path, shown[0], shown[1])
 
@@ -6221,6 +6237,7 @@ class _Watch:
         self.live = _is_terminal() and not options.json
         self.name: "Optional[str]" = None
         self.nameless: "Optional[float]" = None  # since when the name could not be had
+        self.not_before = 0.0  # time.monotonic() until when it is not to be asked for
 
     def run(self) -> None:
         handlers = _Handlers(self.options.handler, self.other)
@@ -6248,9 +6265,13 @@ class _Watch:
     def own_name(self) -> "Optional[str]":
         """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
+        if begun < self.not_before:
+            return None
         try:
             name = self.name or self.other.get("compute/name")
-            self.name = name if isinstance(name, str) and name else None
+            if not isinstance(name, str) or not name:
+                raise NotIMDS("this VM has no name, by which its events could be told")
+            self.name = name
         except Error as error:
             row, since = PATIENCE[""], begun if self.nameless is None else self.nameless
             total = self.client.deadline or (row.gone if error.status == 410 else row.total)
@@ -6258,7 +6279,7 @@ class _Watch:
                 raise
             if self.nameless is None:
                 say("imds: %s; watching goes on" % error)
-            self.nameless = since
+            self.nameless, self.not_before = since, time.monotonic() + min(error.retry_after, MAX_DEAF)
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
@@ -6321,6 +6342,7 @@ class _Handlers:
         if not due or time.monotonic() < self.not_before:
             return
         late: "Optional[Error]" = None  # why the first that is to be sent again was not taken
+        until, pause = time.monotonic() + MAX_DEAF / 2, 0.0
         try:
             for event, refusal in _approve(self.client, due):
                 if refusal is None or refusal.status == 400:
@@ -6328,12 +6350,14 @@ class _Handlers:
                     if refusal:
                         say("imds: %s" % refusal)
                 else:
-                    late = late or refusal
+                    late, pause = late or refusal, MAX_DEAF
+                if time.monotonic() >= until:  # the list comes first
+                    break
         except Error as error:
-            late = error
+            late, pause = error, min(error.retry_after, MAX_PAUSE)
         if late and not self.is_late:
             say("imds: %s; the approval will be sent again" % late)
-        self.is_late, self.not_before = bool(late), time.monotonic() + (late.retry_after if late else 0)
+        self.is_late, self.not_before = bool(late), time.monotonic() + pause
 
     def report(self, event_id: str) -> bool:
         """Forget a handler that has ended; return whether its event may start."""
@@ -6852,16 +6876,16 @@ def _set_signals(interrupt: "Any", end: "Any") -> None:
 
 
 class _Signals:
-    """Raises KeyboardInterrupt at SIGTERM and Ctrl-C, until ``ignore()``. ``came``: one came, even if its exception was
-    lost, as in a __del__; ``held``: only note it in ``came``."""
+    """Raises KeyboardInterrupt at the first SIGTERM or Ctrl-C, until ``ignore()``. ``came``: one came, even if its
+    exception was lost, as in a __del__; ``held``: only note it in ``came``."""
 
     def __init__(self) -> None:
         self.came = self.held = False
         _set_signals(self._interrupt, self._interrupt)
 
     def _interrupt(self, *_: object) -> None:
-        self.came = True
-        if not self.held:
+        came, self.came = self.came, True
+        if not self.held and not came:  # a second one would interrupt what the first began
             raise KeyboardInterrupt
 
     def ignore(self) -> None:

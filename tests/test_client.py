@@ -1169,6 +1169,18 @@ class Tokens(Case):
             vm.recover()
             self.assertTrue(client.token(VAULT))
 
+    def test_threads_that_waited_in_vain_say_why(self):
+        for status in (410, 500):
+            with imds.Emulator(faults=["identity: %d always" % status]) as vm:
+                client, errors = imds.Client(vm.url, deadline=0.6), []
+                threads = [threading.Thread(target=lambda: errors.append(error_of(client.token, VAULT)))  # noqa: B023
+                           for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                self.assertEqual([(type(each), each.status) for each in errors], [(imds.Unavailable, status)] * 4)
+
     def test_a_thread_waits_no_longer_than_its_own_patience(self):
         turn = threading.Lock()
         turn.acquire()

@@ -133,6 +133,12 @@ class Program(unittest.TestCase):
                 self.assertEqual(self.patient.pauses, [1, 10, 10])  # an event may have a notice of 30 seconds
                 self.assertEqual(len(server.requests), 4)
 
+    def test_who_moves_may_fail_meanwhile(self):
+        moving, failing = (reply(status, b"", headers=["Retry-After: 15"]) for status in (410, 503))
+        with Script(listed(), moving, moving, moving, failing, listed(incarnation=2)) as server:
+            lists = self.changes(server.url, 2)
+        self.assertEqual(lists[-1]["DocumentIncarnation"], 2)
+
     def test_one_that_can_not_be_read_for_a_while_is_not_gone(self):
         good, odd = listed(event("E1")), listed(event("E1").replace('["avset2"]', "null"))
         with Script(good, odd, odd, good, listed(incarnation=2)) as server:
@@ -415,6 +421,21 @@ class Handlers(Case):
                     self.assertTrue(self.has_ended("pid%d" % at))
             self.assertEqual(self.statuses(vm), ["Scheduled"])
 
+    def test_two_signals_at_once(self):
+        signals = imds._Signals.__new__(imds._Signals)
+        signals.came = signals.held = False
+        with self.assertRaises(KeyboardInterrupt):
+            signals._interrupt()
+        signals._interrupt()  # which must not interrupt the ending of handlers
+        with imds.Emulator() as vm:
+            vm.schedule("Reboot")
+            process = self.watch(vm.url, "--exec", "echo $$ >%s; exec sleep 30" % self.path("pid"))
+            self.until(lambda: self.read("pid"))
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                process.send_signal(number)
+            self.assertIn("is not approved", self.end(process)[1])
+            self.assertTrue(self.has_ended("pid"))
+
     def test_a_signal_while_a_handler_is_being_started(self):
         script = SCRIPT.replace("imds.main()", (
             "import os, subprocess; popen = subprocess.Popen; subprocess.Popen = lambda *arguments, **settings: "
@@ -501,10 +522,10 @@ class Handlers(Case):
             client.approve.side_effect = [(imds.NotFound if status == 404 else imds.Refused)("no", status), None]
             handlers, said = imds._Handlers(None, client), []
             handlers.approvals = ["E1"]
-            with mock.patch("imds.say", said.append):
-                for left in (kept, []):
+            for now, left, calls in ((100, kept, 1), (109, kept, 1), (110, [], 2)):  # it is no haste to be refused
+                with mock.patch("imds.say", said.append), mock.patch("imds.time.monotonic", lambda: now):  # noqa: B023
                     handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
-                    self.assertEqual(handlers.approvals, left)
+                self.assertEqual((handlers.approvals, client.approve.call_count), (left, calls if kept else 1))
             self.assertEqual(said, ["imds: no" + ("" if status == 400 else "; the approval will be sent again")])
 
     def test_one_refused_for_now_does_not_keep_back_the_others(self):
@@ -523,17 +544,34 @@ class Handlers(Case):
         self.assertEqual((taken, handlers.approvals), (["E2", "E3"], ["E1"]))
 
     def test_an_approval_waits_as_long_as_the_service_asks_for(self):
-        error, times, now = imds.Unavailable("throttled", 429), [], [100.0]
-        error.retry_after = 8
-        client = mock.Mock()
-        client.approve.side_effect = lambda *_: times.append(now[0]) or (_ for _ in ()).throw(error)
-        handlers, said = imds._Handlers(None, client), []
-        handlers.approvals = ["E1"]
-        with mock.patch("imds.say", said.append), mock.patch("imds.time.monotonic", lambda: now[0]):
-            for _ in range(20):
-                handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
-                now[0] += 1
-        self.assertEqual((times, len(said)), ([100, 108, 116], 1))
+        for seconds, wait in ((8, 8), (10**9, 60)):  # but not for ever
+            error, times, now = imds.Unavailable("throttled", 429), [], [100.0]
+            error.retry_after = seconds
+            client = mock.Mock()
+            client.approve.side_effect = lambda *_: times.append(now[0]) or (_ for _ in ()).throw(error)  # noqa: B023
+            handlers, said = imds._Handlers(None, client), []
+            handlers.approvals = ["E1"]
+            with mock.patch("imds.say", said.append), mock.patch("imds.time.monotonic", lambda: now[0]):  # noqa: B023
+                for _ in range(2 * wait + 1):
+                    handlers.look({"E1": {"EventId": "E1", "EventStatus": "Scheduled"}})
+                    now[0] += 1
+            self.assertEqual((times, len(said)), ([100, 100 + wait, 100 + 2 * wait], 1))
+
+    def test_many_approvals_one_by_one_leave_time_for_the_list(self):
+        client, now, ids = mock.Mock(), [100.0], ["E%d" % number for number in range(20)]
+
+        def approve(*event_ids):
+            if len(event_ids) > 1:
+                raise imds.Refused("one of them has started", 400)
+            now[0] += 1
+
+        client.approve.side_effect = approve
+        handlers = imds._Handlers(None, client)
+        handlers.approvals = list(ids)
+        with mock.patch("imds.say"), mock.patch("imds.time.monotonic", lambda: now[0]):
+            for left in (15, 10, 5, 0):
+                handlers.look({each: {"EventId": each, "EventStatus": "Scheduled"} for each in ids})
+                self.assertEqual(len(handlers.approvals), left)
 
     def test_nothing_else_keeps_it_from_the_list_for_long(self):
         for deadline, most in ((None, 5), (3, 3), (60, 5)):
@@ -556,6 +594,25 @@ class Handlers(Case):
                     while now[0] < 1000:
                         self.assertIsNone(watch.own_name())
             self.assertEqual((now[0], len(said)), (100 + total, 1 if total > 5 else 0))
+
+    def test_the_name_is_not_asked_for_before_the_service_wants(self):
+        error, now, times = imds.Unavailable("throttled", 429), [100.0], []
+        error.retry_after = 4
+        watch = imds._Watch(imds.Client(CLOSED), mock.Mock(json=False))
+        watch.other = mock.Mock()
+        watch.other.get.side_effect = lambda path: times.append(now[0]) or (_ for _ in ()).throw(error)
+        with mock.patch("imds.say"), mock.patch("imds.time.monotonic", lambda: now[0]):
+            for _ in range(10):
+                self.assertIsNone(watch.own_name())
+                now[0] += 1
+        self.assertEqual(times, [100, 104, 108])
+
+    def test_a_vm_without_a_name(self):
+        with imds.Emulator({"compute": {}}) as vm:
+            vm.schedule("Reboot", resources=["x"])
+            process = self.watch(vm.url, "--exec", "true", "--timeout", "0.5")
+            errors = process.communicate(timeout=10)[1].decode()
+        self.assertEqual((process.returncode, errors.count("this VM has no name")), (5, 2), errors)
 
     def test_an_event_is_the_same_in_any_case(self):
         posts = []
