@@ -78,8 +78,9 @@ __all__ = [
 
 # Every documented api-version and the fields it added to /metadata/instance. `a{...}` is an object, `a[{...}]`
 # a list of objects, `a:KIND=DEFAULT` a value. KIND says how redact() replaces it (_Redactor in room 3); DEFAULT is
-# what the service sends for a VM without it, "" if left out. The first row is the preview, in a shape of its
-# own; the second is the base that all later rows add to. A new api-version is one row.
+# what the service sends for a VM without it, "" if left out: word=false is a flag as a string, bool a real one. The
+# first row is the preview, in a shape of its own; the second is the base that all later rows add to. A new
+# api-version is one row.
 VERSIONS = {
     "2017-03-01": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
                   " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
@@ -182,7 +183,7 @@ ENDPOINTS = {
 }
 NO_ENDPOINT = Endpoint(("GET", "POST"), FIRST_GA, "listing")  # of every other path
 
-COMPONENTS = ("attested", "identity", "instance", "loadbalancer", "scheduledevents", "versions")  # their first names
+COMPONENTS = tuple(sorted({path.partition("/")[0] for path in ENDPOINTS}))  # their first names
 
 # Scheduled events have versions of their own. EVENT_FIELDS is in the order of the wire. since: the version that
 # added the field; default: its value where a document lacks it; redaction: its KIND, as in VERSIONS; variable:
@@ -744,7 +745,7 @@ def template(version: str) -> "Dict[str, Any]":
 
 def everything() -> "Dict[str, Any]":
     """The template of the newest version of all."""
-    return template(max(UNLISTED_VERSIONS))
+    return template(max(GA_VERSIONS))
 
 
 def since(path: str) -> "Optional[str]":
@@ -2118,7 +2119,10 @@ class Service:
 
     def set_identities(self, specs: "Iterable[Any]") -> None:
         """Give the VM these identities: see read_identity."""
-        self._said = check_identities(specs)
+        said = check_identities(specs)
+        if len({full_identity(each, self.instance["compute"])["clientId"].lower() for each in said}) < len(said):
+            raise ValueError("two identities have the same clientId")
+        self._said = said
         self._forget()
 
     def identities(self) -> "List[Dict[str, str]]":
@@ -2313,11 +2317,13 @@ class Service:
             raise Rejection("no-resource")
         identity = self._select(query)
         is_guid = len(resource) == 36 and resource.count("-") == 4
-        if not (":" in resource or is_guid) or resource.endswith("/.default"):  # an application's URI or GUID; no scope
+        is_scope = resource.rstrip("/ ").lower().endswith("/.default")
+        if not (":" in resource or is_guid) or is_scope:  # an application's URI or GUID
             raise Rejection("bad-resource", resource)
         key = (resource, *identity.values())
         issued, token = self._tokens.get(key, (0, ""))
-        if now > issued + TOKEN_SECONDS - TOKEN_RENEWED or query.get("bypass_cache", "").lower() == "true":
+        is_good = issued - TOKEN_BACKDATED <= now <= issued + TOKEN_SECONDS - TOKEN_RENEWED
+        if not is_good or query.get("bypass_cache", "").lower() == "true":
             issued, token = now, jwt(format_json(self._claims(identity, resource, now)))
             if len(self._tokens) >= 1000:  # clients may name any number of resources
                 self._tokens.clear()
@@ -2482,10 +2488,10 @@ PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
 # ==================================================================================================
 
 JOURNAL_SIZE = 10000  # exchanges
-# What the journal masks: headers with one of these in their names, and parameters with a like name.
-SECRET_HEADER = ("auth|assertion|bearer|cookie|credential|csrf|identity-header|jwt|key|passw|pwd|secret|session|sig"
-                 "|token")
-SECRET_PARAMETER = "(?:assertion|passw|secret|sig|token|Assertion|Passw|Secret|Sig|Token)[^=&?]*="
+# What the journal masks: headers and parameters with one of these in their names, in lower case.
+SECRET = ("auth(?!ority)|assertion|bearer|cookie|credential|csrf|identity-header|jwt|key|passw|pwd|secret|session|sig"
+          "|token")
+SECRET_PARAMETER = "(?:%s)[^=&?]*=" % SECRET
 MAX_KEPT = 16 * 1024  # bytes of a request or an answer that the journal keeps
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would use the locale's
 LAST_CLOCK = 32503679999  # the end of the year 2999; Windows goes little further
@@ -2538,6 +2544,7 @@ class Bench:
         self._settings = dict(copy.deepcopy(settings), instance=copy.deepcopy(instance), events=events)
         self.siblings: "List[Bench]" = [self]  # the VMs of a scale set
         self._rows: "Any" = collections.deque(maxlen=JOURNAL_SIZE)  # Exchanges, or plain tuples of the same
+        self.cleared = 0  # the number of the last exchange that reset() dropped
         self.watchers: "List[Callable[[], None]]" = []  # called after each exchange
         self._playbooks: "List[_Playbook]" = []
         self._now = 0.0  # the clock at the last call of moment()
@@ -2682,6 +2689,7 @@ class Bench:
         self._restart(self._settings)
         self.service.events.reset()
         self._rows.clear()
+        self.cleared = self.service.count
         self._begin()
 
     # --- operations on events and the clock
@@ -2841,7 +2849,8 @@ class Bench:
         query parameters, and a number above ``since``; None fits all."""
         expected = _Expected(path, verb=verb, headers=headers, query=query)
         check(since, int, "since")
-        return [each for each in self.journal if each.number > since and not expected.differences(each.request)]
+        recent = map(Exchange._make, itertools.takewhile(lambda row: row[0] > since, reversed(self._rows)))
+        return [each for each in recent if not expected.differences(each.request)][::-1]
 
     def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
         """Raise AssertionError unless there was such a request, or exactly so many ``times``; it shows the most similar
@@ -3134,13 +3143,16 @@ def counted(count: int) -> str:
 def masked(exchange: "Exchange") -> "Exchange":
     """An exchange without secrets, like tokens and Authorization, cut to the size that the journal keeps."""
     request, response, names = exchange.request, exchange.response, " ".join(exchange.request.headers)
-    if re.search(SECRET_HEADER, names):
-        secret = [name for name in request.headers if re.search(SECRET_HEADER, name)]
+    target, plain = request.target, urllib.parse.unquote(request.target).lower()
+    if re.search(SECRET, names):
+        secret = [name for name in request.headers if re.search(SECRET, name)]
         request = request._replace(headers=dict(request.headers, **dict.fromkeys(secret, "(masked)")))
-    if request.body and "identity" in urllib.parse.unquote(request.target).lower():
+    if request.body and ("identity" in plain or re.search(SECRET.encode(), request.body.lower())):
         request = request._replace(body=b"(masked)")
-    if re.search(SECRET_PARAMETER, request.target):
-        request = request._replace(target=re.sub("(%s)[^&]+" % SECRET_PARAMETER, r"\1(masked)", request.target))
+    if re.search(SECRET_PARAMETER, plain) or not plain.startswith("/"):
+        request = request._replace(target=_masked_target(request))
+        response = response._replace(headers=[  # as where a redirect leads to
+            (name, value.replace(target, request.target)) for name, value in response.headers])
     if b'"access_token"' in response.body[:32]:
         before, name, token = response.body.partition(b'"access_token":"')
         response = response._replace(body=before + name + b"(masked)" + b"".join(token.partition(b'"')[1:]))
@@ -3152,6 +3164,19 @@ def masked(exchange: "Exchange") -> "Exchange":
     if request is exchange.request and response is exchange.response:
         return exchange
     return exchange._replace(request=request, response=response)
+
+
+def _masked_target(request: "Request") -> str:
+    """A target without the secrets in its parameters, or without its user; or a line that is no request."""
+    def masked_pair(pair: str) -> str:
+        name, _, value = pair.partition("=")
+        is_secret = value and re.search(SECRET_PARAMETER, urllib.parse.unquote(pair).lower())
+        return name + "=(masked)" if is_secret else pair
+
+    if not request.verb and not re.match(r"\S+ \S+ HTTP/", request.target):
+        return "(masked)" if re.search(SECRET, request.target.lower()) else str(request.target)
+    path, question, query = str(request.target).partition("?")
+    return re.sub("//[^/]*@", "//(masked)@", path) + question + "&".join(map(masked_pair, query.split("&")))
 
 
 def log_line(exchange: "Exchange") -> str:
@@ -3257,8 +3282,17 @@ def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         if asked.names[:1] == ("metadata",) and re.match(DATE, version) and version < limit:
             if version not in newest and version not in offered:
                 yield each
-        if each.rule and each.rule.startswith("version"):
-            offered.update(re.findall(r'"newest-versions":\["([0-9-]+)', each.response.body.decode("utf-8", "replace")))
+        dates = re.findall(r"\d{4}-\d\d-\d\d", each.response.body.decode("utf-8", "replace"))
+        if each.rule == "version-unknown-2018":
+            offered.add(CLOUDS["AzurePublicCloud"].versions_in_2018[-1])
+        elif dates and (asked.endpoint == "versions" or each.rule and each.rule.startswith("version")):
+            offered.add(dates[0] if each.rule else dates[-1])
+
+
+def _left_of_token(answer: "Exchange") -> int:
+    """Seconds until the token in an answer expires."""
+    found = re.search(rb'"expires_in":"([0-9]{1,12})"', answer.response.body)
+    return int(found.group(1)) if found else 0
 
 
 def _was_answered(last: "Exchange", each: "Exchange") -> bool:
@@ -3297,7 +3331,8 @@ LINT = {
                lambda each: _asks(each, "instance"))),
     "polls-too-often": LintRule(
         "scheduled events are to be asked for once a second at most", "documented", EVENTS,
-        _again(lambda last, each: each.time - last.time < 0.9, lambda each: _asks(each, "scheduledevents"))),
+        _again(lambda last, each: each.time - last.time < 0.9 and _was_answered(last, each),
+               lambda each: _asks(each, "scheduledevents"))),
     "no-pause": LintRule(
         "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
         _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
@@ -3311,9 +3346,10 @@ LINT = {
         "five requests at once is what the identity service takes", "documented", INSTANCE, _bursts),
     "token-again": LintRule(
         "a token is good for hours: keep it", "documented", TOKENS,
-        # SDKs renew a token after half of its time.
+        # SDKs renew a token after half of its time, or five minutes before its end.
         _again(lambda last, each: _was_answered(last, each) and each.response.status == 200
-               and each.time - last.time < TOKEN_SECONDS / 2 and "bypass_cache" not in each.request.target,
+               and each.time - last.time < min(_left_of_token(last) / 2, _left_of_token(last) - TOKEN_RENEWED)
+               and "bypass_cache" not in each.request.target,
                lambda each: _asks(each, "identity/oauth2/token"))),
     "leaf-as-json": LintRule(
         "a leaf is to be asked for with format=text", "documented", INSTANCE,
@@ -3569,7 +3605,7 @@ class Conversation:
             return
         self._unread += data
         self.pending = True
-        if len(self._unread) > MAX_HEADERS:
+        if len(self._unread) > MAX_HEADERS + MAX_BODY:
             raise ConnectionAbortedError("a client that is made to wait sends on and on")
 
     def _keep(self, moment: "Moment", data: bytes, reply: bytes) -> None:
@@ -4231,12 +4267,20 @@ class Emulator:
         as ``assert_requested`` does. ``like``: verb, headers and query, as for ``requests``."""
         import threading
 
-        came = threading.Condition(self._lock)
+        came, seen, found = threading.Condition(self._lock), 0, []  # type: Any, int, List[Exchange]
+
+        def are_there() -> bool:  # looks at each once, for every exchange wakes it
+            nonlocal seen, found
+            found += self._bench.requests(path, since=seen, **like)
+            found = [each for each in found if each.number > self._bench.cleared]
+            seen = self._bench.service.count
+            return len(found) >= times
+
         with came:
             self._bench.watchers.append(came.notify_all)
             try:
-                if not came.wait_for(lambda: len(self._bench.requests(path, **like)) >= times,
-                                     min(timeout, threading.TIMEOUT_MAX)):
+                if not came.wait_for(are_there, number(
+                        "timeout", min(timeout, threading.TIMEOUT_MAX), 0, threading.TIMEOUT_MAX)):
                     self._bench.assert_requested(path, times=times, **like)
                 return self._bench.requests(path, **like)
             finally:
@@ -5825,7 +5869,7 @@ class Doctor:
         self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed",
                    "what a client may ask for")
         date = listing.time_in("date")
-        ahead = 0 if date is None else round(self.client._clock() - date)
+        ahead = 0 if date is None else int(self.client._clock()) - int(date)  # a Date has whole seconds
         self._fact("clock", "not compared" if date is None else "%+d s" % ahead,
                    "the answer has no Date" if date is None else "as the service's" if abs(ahead) < 60 else
                    "this clock is wrong: tokens and attested documents will not be believed")
@@ -6581,7 +6625,7 @@ def _run_exec(options: "Any") -> int:
         try:
             children.append(subprocess.Popen([program or options.command[0]] + options.command[1:], env=environment))
         except OSError as error:
-            is_absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            is_absent = isinstance(error, (FileNotFoundError, NotADirectoryError)) or not options.command[0]
             return _complain("%s: %s" % (options.command[0], error.strerror), 127 if is_absent else 126)
         if ending:  # SIGTERM came during Popen
             end()

@@ -240,7 +240,7 @@ class Usage(Case):
         with open(script, "wb") as file:
             file.write(b"\x00\x01garbage")
         os.chmod(script, 0o755)
-        self.check(((["exec", "--", script], 126, script), (["exec", "--", script + "/x"], 127, script)))
+        self.check(((["exec", "--", script], 126, script), (["exec", "--", script + "/x"], 127, script), (["exec", "--", ""], 127, "")))
 
     def test_the_control_of_another_is_not_passed_on(self):
         for options, expected in (([], "None\n"), (["--control"], "http://")):

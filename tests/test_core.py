@@ -3,10 +3,24 @@
 import json
 import pickle
 import unittest
+from unittest import mock
 
 import imds
 
 LINUX = imds.make_vm("linux")
+
+
+class NewVersion(unittest.TestCase):
+    def test_it_is_one_row(self):
+        rows = dict(imds.GA_VERSIONS, **{"2099-01-01": "compute{newThing:word newFlag:word=false}"})
+        self.addCleanup(imds.template.cache_clear)
+        with mock.patch.object(imds, "GA_VERSIONS", rows):
+            imds.template.cache_clear()
+            vm = imds.make_vm()
+            self.assertEqual((vm["compute"]["newThing"], vm["compute"]["newFlag"]), ("", "false"))
+            vm = imds.assign(vm, "compute.newThing", "x")
+            self.assertEqual(imds.redact(vm)["instance"]["compute"]["newThing"], "value1")
+            self.assertEqual(imds.since("compute/newThing"), "2099-01-01")
 
 
 class Json(unittest.TestCase):

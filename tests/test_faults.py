@@ -238,6 +238,15 @@ class Bodies(unittest.TestCase):
                     self.assertEqual("IMDS" in headers.get("Server", ""), of_service)
         self.assertEqual(len(GONE), 313)
 
+    def test_each_manner_changes_what_is_sent(self):
+        request = "GET %s HTTP/1.1\r\nHost: localhost\r\nMetadata: true\r\n\r\n" % TARGET
+
+        def sent(manner):
+            talk = imds.Conversation(bench(faults=["instance: " + manner]))
+            return talk.receive(request.encode()), talk.ending
+
+        self.assertEqual([manner for manner in imds.FAULT_MANNERS if sent(manner) == sent("ok")], ["ok"])
+
     def test_throttled_as_text(self):
         of = bench()
         of.fail("429")

@@ -300,7 +300,7 @@ class Pipelines(unittest.TestCase):
         talk.hold(REQUEST)
         self.assertTrue(answers(talk).endswith(b"avset2"))
         with self.assertRaises(OSError):
-            for _ in range(1000):
+            for _ in range(2000):
                 talk.hold(REQUEST)
 
 

@@ -95,10 +95,26 @@ class Requests(unittest.TestCase):
             ask("/metadata/%s/issuecredential%s" % (name, V), verb="POST", body=b'{"attestation_token":"hush"}', of=of)
         self.assertEqual(len(of.requests("identity/issuecredential")), 2)
         for target in ("/metadata/Identity/x", "/metadata/identi%74y/x%ff", TARGET + "&client_secret=hush&x=1",
-                       TARGET + "&access_token=hush", TARGET + "&sig=hush", TARGET + "&next=https://x/?Sig=hush&x=2"):
+                       TARGET + "&access_token=hush", TARGET + "&sig=hush", TARGET + "&next=https://x/?Sig=hush&x=2",
+                       *(TARGET + "&%s=hush" % name for name in (
+                           "TOKEN", "accessTOKEN", "%74oken", "to%6ben", "pwd", "api_key", "jwt", "Credential", "%ff%74oken")),
+                       "http://bob:hush@127.0.0.1" + TARGET):
             ask(target, verb="POST", body=b"" if "?" in target else b"hush", of=of)
         for name in ("x-auth", "x-jwt", "x-session-id", "password", "x-identity-header"):
             ask(TARGET, dict(OK, **{name: "hush"}), of=of)
+        for target in ("/oauth2/token", TARGET):
+            ask(target, verb="POST", body=b"client_secret=hush", of=of)
+        for line in ('{"client_secret":"hush"}', "Authorization: Bearer hush", "GET %s&token=hush HTTP/1.1" % TARGET):
+            of.refuse("malformed", line)
+        of.fail("redirect")
+        ask(TARGET + "&client_secret=hush", of=of)
+        self.assertIn("Location", dict(of.requests()[-1].response.headers))
+        self.assertEqual(of.requests()[-2].request.target, "GET %s&token=(masked)" % TARGET)
+        of.refuse("malformed", "\x16\x03\x01")
+        self.assertEqual(of.requests()[-1].request.target, "\x16\x03\x01")
+        ask(TARGET + "&authority=https://login.example&resource=a&nonce=b", of=of)
+        self.assertIn("&authority=https://login.example&resource=a&nonce=b", of.requests()[-1].request.target)
+        self.assertNotIn("hush", repr(of.requests()))
         self.assertEqual(len(of.requests(query={"x": "1"})), 1)
         self.assertNotIn("hush", json.dumps([each.as_dict() for each in of.requests()]))
 
@@ -284,6 +300,20 @@ class WaitFor(unittest.TestCase):
         with imds.Emulator() as vm:
             threading.Timer(0.1, vm.get, ["compute/name"]).start()
             self.assertEqual(len(vm.wait_for("instance", timeout=float("inf"))), 1)
+            self.assertRaises(ValueError, vm.wait_for, "instance", timeout=float("nan"))
+
+    def test_a_reset_while_it_waits(self):
+        with imds.Emulator() as vm:
+            vm.get("compute/name")
+
+            def reset():
+                time.sleep(0.1)
+                vm.reset()
+                vm.get("compute/name")
+
+            threading.Thread(target=reset).start()
+            self.assertRaises(AssertionError, vm.wait_for, "instance", times=2, timeout=0.5)
+            self.assertEqual(len(vm.wait_for("instance")), 1)
 
 
 class Reset(unittest.TestCase):

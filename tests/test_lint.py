@@ -88,6 +88,8 @@ class Rules(unittest.TestCase):
             ("polls-too-often", [], [get(0, EVENTS), get(0.5, EVENTS)],
              [[get(0, EVENTS), get(1, EVENTS), get(1, EVENTS)], [get(0, EVENTS), approve, get(1, EVENTS)],
               [get(0, EVENTS), get(0.1, EVENTS, dict(ME, **{"user-agent": "other"}))]]),
+            *(("polls-too-often", [fault], None, [[get(0, EVENTS), get(0.5, EVENTS)]])
+              for fault in ("scheduledevents: reset", "scheduledevents: cut", "scheduledevents: 500", "scheduledevents: delay 5s")),
             ("no-pause", ["500 x2"], [get(0, NEWEST), get(0.1, NEWEST)],
              [[get(0, NEWEST), get(1, NEWEST), get(2, NEWEST)], [get(0, NEWEST), get(0, LEAF % "name")]]),
             ("no-pause", ["429 x9"], [get(0, NEWEST), get(0, NEWEST)], [[get(0, NEWEST), get(0.5, NEWEST), get(1, NEWEST)]]),
@@ -119,6 +121,8 @@ class Rules(unittest.TestCase):
               [get(0, TOKEN + VAULT), get(0, TOKEN + VAULT + "&bypass_cache=true")],
               [get(0, TOKEN + VAULT), get(0, TOKEN + VAULT, OTHER)], [get(0, TOKEN + VAULT), get(43200, TOKEN + VAULT)]]),
             ("identity-burst", [], [get(0, TOKEN.replace("metadata", "Metadata") + VAULT)] * 6, []),
+            ("token-again", [], None, [[get(0, TOKEN + VAULT), get(80000, TOKEN + VAULT, OTHER), get(6100, TOKEN + VAULT, OTHER)]]),
+            ("token-again", [], [get(0, TOKEN + VAULT), get(80000, TOKEN + VAULT, OTHER), get(60, TOKEN + VAULT, OTHER)], []),
             ("token-again", ["500"], None, [[get(0, TOKEN + VAULT), get(5, TOKEN + VAULT)]]),
         ):
             if bad:
@@ -132,11 +136,16 @@ class Rules(unittest.TestCase):
         self.assertNotIn("token-again", judged([get(0, TOKEN + VAULT), get(90000, TOKEN + VAULT)]))
 
     def test_the_newest_that_is_offered_is_not_old(self):
-        with imds.Emulator(versions=["2021-02-01"]) as vm:
-            for _ in range(2):
-                self.assertEqual(imds.get("compute/name", endpoint=vm.url), "avset2")
-                vm.clock.advance(6)
-            self.assertEqual(vm.lint(), [])
+        for settings in ({"versions": ["2021-02-01"]}, {"as_of": "2018"}):
+            with imds.Emulator(**settings) as vm:
+                for _ in range(2):
+                    self.assertEqual(imds.get("compute/name", endpoint=vm.url), "avset2")
+                    vm.clock.advance(6)
+                self.assertEqual(vm.lint(), [])
+        of = bench(versions=["2019-06-01", "2021-02-01"])
+        for target in ("/metadata/versions", "/metadata/instance?api-version=2021-02-01"):
+            of.respond(imds.Request("GET", target, ME))
+        self.assertEqual(of.lint(), [])
 
     def test_two_clients_are_not_one(self):
         for rows in ([get(0, NEWEST)] * 2, [get(0, EVENTS)] * 2, [get(0, TOKEN + VAULT)] * 2, [get(0, "/metadata/instance")] * 2):

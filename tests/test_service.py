@@ -529,6 +529,8 @@ class Token(unittest.TestCase):
             (only, get, url + "&resource=nonsense", OK, 400, '{"error":"invalid_resource","error_description":"%s"}' % unknown),
             (only, get, url + VAULT + "/.default", OK, 400, '{"error":"invalid_resource","error_description":"%s"}'
              % unknown.replace("nonsense", "https://vault.azure.net/.default")),
+            *((only, get, url + "&resource=" + each, OK, 400, '{"error":"invalid_resource","error_description":"%s"}'
+               % unknown.replace("nonsense", each)) for each in ("HTTPS://x/.DEFAULT", "api://a/.default/")),
             (only, "POST", url + VAULT, {}, 400, form % header), (only, "POST", url + VAULT, OK, 405, '{"error":"Not allowed"}'),
             (only, get, url.replace("2018-02-01", "2017-12-01") + VAULT, OK, 404, '{"error":"Not Found"}'),
             (only, get, "/metadata/identity?api-version=2021-12-13", OK, 404, '{"error":"Not Found"}'),
@@ -643,6 +645,19 @@ class Token(unittest.TestCase):
             "idp": "https://sts.windows.net/%s/" % self.TENANT,
             "xms_mirid": "/subscriptions/8d10da13-8125-4ba9-a717-bf7490507b3d/resourcegroups/myrg/providers/Microsoft.Compute"
                          "/virtualMachines/avset2"})
+
+    def test_a_clock_that_goes_back(self):
+        clock = Steps()
+        one = service(clock=clock)
+        self.answer(of=one)
+        for seconds, left in ((-200, 86600), (-864000, 86400)):
+            clock.advance(seconds)
+            self.assertEqual(self.answer(of=one)["expires_in"], str(left))
+
+    def test_two_identities_that_have_the_same_ids(self):
+        base = imds.make_vm()["compute"]["resourceId"].partition("Microsoft.Compute")[0]
+        with self.assertRaises(ValueError):
+            service(identities=["user:app", {"resourceId": base + "Microsoft.ManagedIdentity/userAssignedIdentities/app"}])
 
     def test_issuers(self):
         for cloud, host in (("AzureChinaCloud", "sts.chinacloudapi.cn"), ("AzureUSGovernmentCloud", "sts.windows.net")):
