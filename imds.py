@@ -1141,13 +1141,17 @@ def without_instance(resource_id: str) -> str:
     return re.sub("(?i)(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", resource_id)
 
 
-BALANCE = fields(PARTS["loadbalancer"])["loadbalancer"]  # name of a list -> [the fields of its items], as on the wire
+@functools.lru_cache(maxsize=None)
+def balance_fields() -> "Dict[str, Any]":
+    """The lists in a load balancer's document, each with the fields of its items, in the order of the wire."""
+    rules: "Dict[str, Any]" = fields(PARTS["loadbalancer"])["loadbalancer"]
+    return rules
 
 
 def check_load_balancer(document: "Mapping[str, Any]") -> None:
     """Raise ValueError unless this is the document of a load balancer."""
     rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
-    for name in BALANCE:
+    for name in balance_fields():
         for rule in check(rules.get(name, []), list, "loadbalancer." + name):
             check(rule, dict, "loadbalancer." + name)
 
@@ -1163,7 +1167,7 @@ def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     """A load balancer's document in the order of the wire."""
     document = document.get("loadbalancer", document)
     lists = {name: [{key: rule[key] for key in (*row, *rule) if key in rule} for rule in document.get(name, [])]
-             for name, [row] in BALANCE.items()}
+             for name, [row] in balance_fields().items()}
     return {**lists, **document, **lists}  # the names in this order, whatever the document's
 
 
@@ -5572,7 +5576,7 @@ def _events_differ(document: "Any", reply: "Reply") -> str:
 
 def _balance_differs(document: "Any", reply: "Reply") -> str:
     check_load_balancer(document)
-    rules, wanted = document["loadbalancer"], fields(PARTS["loadbalancer"])["loadbalancer"]
+    rules, wanted = document["loadbalancer"], balance_fields()
     if [name for name in rules if name != "tunnelInterfaces"] != list(wanted):  # of a gateway load balancer
         return _names_differ(rules, wanted)
     for name, (row,) in wanted.items():
