@@ -4642,8 +4642,7 @@ class Client:
                 failing, odd = begun if failing is None else failing, error
                 row = self._patience("/metadata/scheduledevents")
                 gone = self._timer() if error.status == 410 else gone
-                until = failing + row.total if gone is None else min(failing + row.gone, gone + row.total)
-                left = (failing + row.gone if error.status == 410 else until) - self._timer()
+                left = failing + time_for(row, failing, gone, error) - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4897,13 +4896,11 @@ class Client:
             except OSError as error:
                 failure = self._unreachable(url, error)
             if isinstance(failure, Unavailable):
-                told, total, first_pause, silent, nobody = failure, row.total, 1.0, 0, None
+                told, first_pause, silent, nobody = failure, 1.0, 0, None
                 asked = failure.retry_after
                 call.interrupted |= (failure.status or 0) >= 500
-                if failure.status == 410:
-                    call.gone, total = self._timer(), row.gone
-                elif call.gone is not None:  # the VM was moved, and the service is not up yet
-                    total = min(row.gone, call.gone - call.begun + row.total)
+                call.gone = self._timer() if failure.status == 410 else call.gone
+                total = time_for(row, call.begun, call.gone, failure)
             elif isinstance(failure, Unreachable):
                 total, first_pause, asked = row.total if call.gone is None else row.gone, 0.1, 0
                 if failure.what == "nobody listens":
@@ -4935,6 +4932,14 @@ class Client:
         error = Unreachable(UNREACHABLE[what] % {"url": url, "why": why, "led": led}, url=url)
         error.what = what
         return error
+
+
+def time_for(row: "Patience", begun: float, gone: "Optional[float]", error: "Error") -> float:
+    """Seconds from ``begun`` for all tries, of which this error was the last: more while the VM is moved, as 410 says,
+    and then, since that was said last (at ``gone``), until the service is up."""
+    if error.status == 410:
+        return float(row.gone)
+    return float(row.total if gone is None else min(row.gone, gone - begun + row.total))
 
 
 class _Call:
@@ -6323,9 +6328,8 @@ class _Watch:
                 raise NotIMDS("this VM has no name, by which its events could be told")
             self.name = name
         except Error as error:
-            row, since = PATIENCE[""], begun if self.nameless is None else self.nameless
-            total = self.client.deadline or (row.gone if error.status == 410 else row.total)
-            if time.monotonic() - since >= total:
+            since = begun if self.nameless is None else self.nameless
+            if time.monotonic() - since >= (self.client.deadline or time_for(PATIENCE[""], since, None, error)):
                 raise
             if self.nameless is None:
                 say("imds: %s; watching goes on" % error)
