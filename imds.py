@@ -2518,6 +2518,11 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
             self.number, _log_time(int(self.time))[12:], self.request.verb, self.request.target, self.response.status,
             reason and "  " + reason, self.fault and "  (fault: %s)" % self.fault or "", agent and "  by " + agent))
 
+    @property
+    def manner(self) -> str:
+        """What the step of a playbook did to its answer: a status, or a key of FAULT_ANSWERS or FAULT_MANNERS."""
+        return str(self.fault or "ok").split()[-1]
+
     def as_dict(self) -> "Dict[str, Any]":
         """What /imds/ shows of it."""
         return {"number": self.number, "time": self.time, "peer": self.peer, "vm": self.vm, "verb": self.request.verb,
@@ -3303,8 +3308,7 @@ def _left_of_token(answer: "Exchange") -> int:
 
 def _was_answered(last: "Exchange", each: "Exchange") -> bool:
     """Whether ``last`` had its whole answer, with 200, before ``each`` was asked."""
-    manner = (last.fault or "ok").split()[-1]
-    return last.response.status == 200 and manner == "ok" and each.time >= last.time + last.seconds
+    return last.response.status == 200 and last.manner == "ok" and each.time >= last.time + last.seconds
 
 
 TOKEN_VERSIONS = ("2018-02-01", "2019-08-01", "2020-06-01", "2021-02-01")  # that the documentation of tokens shows
@@ -3738,7 +3742,7 @@ class Conversation:
 
     def _spoiled(self, exchange: "Exchange", data: bytes) -> "List[Tuple[float, bytes]]":
         """An answer in the pieces, and with the pauses, of a fault."""
-        manner = exchange.fault.split()[-1]
+        manner = exchange.manner
         if manner == "cut":
             body_size = 0 if exchange.request.verb == "HEAD" else len(exchange.response.body)
             data = data[:len(data) - max(1, (body_size or len(data)) // 2)]
