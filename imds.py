@@ -3287,17 +3287,16 @@ def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     for each in journal:
         asked = parse_target(each.request.target)
         version = asked.query.get("api-version", "")
-        limit = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
         newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
             asked.endpoint == "scheduledevents") else ()
-        if asked.names[:1] == ("metadata",) and re.match(DATE, version) and version < limit:
-            if version not in newest and version not in offered:
+        if asked.names[:1] == ("metadata",) and re.match(DATE, version) and version not in offered.union(newest):
+            if version < time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400))):
                 yield each
-        dates = re.findall(r"\d{4}-\d\d-\d\d", each.response.body.decode("utf-8", "replace"))
         if each.rule == "version-unknown-2018":
             offered.add(CLOUDS["AzurePublicCloud"].versions_in_2018[-1])
-        elif dates and (asked.endpoint == "versions" or each.rule and each.rule.startswith("version")):
-            offered.add(dates[0] if each.rule else dates[-1])
+        elif asked.endpoint == "versions" or each.rule and each.rule.startswith("version"):
+            dates = re.findall(r"\d{4}-\d\d-\d\d", each.response.body.decode("utf-8", "replace"))
+            offered.update(dates[:1] if each.rule else dates[-1:])
 
 
 def _left_of_token(answer: "Exchange") -> int:
