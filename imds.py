@@ -1124,7 +1124,7 @@ def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
 
 
 def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "Dict[str, str]":
-    """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from the VM's."""
+    """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from whose it is."""
     is_system = said["type"] == "system"
     name = said.get("name") or said.get("clientId") or said.get("objectId", "")
     resource_id = said.get("resourceId") or (compute["resourceId"] if is_system else (
