@@ -6067,6 +6067,8 @@ OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "--fault": {"metavar": "PLAYBOOK", "action": "append", "default": [],
                 "help": "let it fail, like 'instance: 500 x2, 404, delay 3s' or flaky: see serve --help-situations "
                         "(repeatable)"},
+    "--seed": {"metavar": "N", "type": int,
+               "help": "of the first --fault, N + 1 of the second, ...: the same chances again (default: by the time)"},
     "--help-situations": {"action": "store_true", "help": "say how a playbook is written, and which have a name"},
     "--control": {"action": "store_true", "help": "let /imds/ control it, from any language or a browser"},
     "--reload": {"action": "store_true", "help": "read VM.json again whenever it changes"},
@@ -6763,14 +6765,14 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
         if len(identities) > 1:
             raise ValueError("--identity none goes with no other")
         identities = []
+    seed = int(time.time() * 1000) % 2**31 if options.seed is None else options.seed
     settings = {name: getattr(options, name) for name in (
         "host", "port", "rate_limit", "cloud", "as_of", "control", "attested_flaw", "attested_issuer", "load_balancer")}
     settings.update(
         versions=options.api_versions and options.api_versions.split(","), allow_hosts=options.allow_host, log=log,
         clock=Clock(time.time, scale=options.time_scale), identities=identities,
         schedule=[_event(event) for event in options.event] + options.scenario,
-        faults=[{"playbook": playbook, "seed": (int(time.time() * 1000) + at) % 2**31}
-                for at, playbook in enumerate(options.fault)])
+        faults=[{"playbook": playbook, "seed": seed + at} for at, playbook in enumerate(options.fault)])
     vm: "Any" = Emulator(parts, **settings) if count is None else ScaleSet(
         count, profile=options.profile or "scaleset", **settings)
     for fault in settings["faults"]:
@@ -6960,8 +6962,8 @@ def _complain(error: object, code: int) -> int:
 Command = collections.namedtuple("Command", "run text options codes")
 _ASKS, _CODES = "--endpoint --timeout", dict.fromkeys((1, 3, 4, 5))
 _EMULATES = ("VM.json --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
-             " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --control --time-scale"
-             " --quiet")
+             " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --seed --control"
+             " --time-scale --quiet")
 COMMANDS = {
     "get": Command(_run_get, "print what the service says", "PATH --format --api-version " + _ASKS, _CODES),
     "events": Command(_run_events, "print, watch and approve scheduled events",

@@ -637,6 +637,20 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(code, 0)
         self.assertRegex(errors, r"(?m)^imds: fault versions: 500 p 0\.5, seed \d+$")
 
+    def test_a_seed_brings_the_same_chances_again(self):
+        asking = ("import http.client, os\n"
+                  "for _ in range(20):\n"
+                  "    client = http.client.HTTPConnection(os.environ['AZURE_IMDS_ENDPOINT'][len('http://'):])\n"
+                  "    client.request('GET', '/metadata/versions', headers={'Metadata': 'true'})\n"
+                  "    print(client.getresponse().status)\n"
+                  "    client.close()\n")
+        for faults, seed in ((["404 p 0.5"], 5), (["instance: 500", "404 p 0.5"], 6)):
+            options = [word for fault in faults for word in ("--fault", fault)] + ["--seed", "5"]
+            code, out, errors = run("exec", *options + ["--", sys.executable, "-c", asking])
+            self.assertEqual((code, set(out.split())), (0, {"200", "404"}))
+            self.assertIn("404 p 0.5, seed %d\n" % seed, errors)
+            self.assertEqual(run("exec", *options + ["--", sys.executable, "-c", asking]), (code, out, errors))
+
     def test_the_log_names_the_fault(self):
         with Serve("--fault", "delay 10ms 400") as vm:
             self.assertEqual(run("get", "compute/name", env={"AZURE_IMDS_ENDPOINT": vm.url})[0], 1)
