@@ -1023,6 +1023,9 @@ def split_document(document: "Any") -> "Dict[str, Any]":
     None, a missing instance {}. Raises ValueError."""
     check(document, dict, "instance")
     check_plain(document, "it")
+    if document and not {*PARTS, *everything()}.intersection(document):  # a part of one, like that of compute alone
+        raise ValueError("save the whole of what /metadata/instance returns, or of what snapshot prints; this has only "
+                         + ", ".join(map(repr, document))[:200])
     parts: "Dict[str, Any]" = dict(dict.fromkeys(PARTS), **given_parts(document))
     parts["instance"] = {} if parts["instance"] is None else parts["instance"]
     for name, check_part in CHECKS.items():
@@ -6791,9 +6794,6 @@ def _parts(options: "Any") -> "Dict[str, Any]":
         raise ValueError("a file or --profile, not both")
     else:
         document = _read_json(options.document)
-    if not {"instance", "compute", "network"}.intersection(document):
-        raise ValueError("%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot "
-                         "prints" % options.document)
     try:
         parts = split_document(document)
         instance = complete(parts["instance"])

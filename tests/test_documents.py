@@ -202,6 +202,9 @@ class Whole(unittest.TestCase):
             ({"instance": {}, "scheduledevents": {"Events": 5}}, "scheduledevents"),
             ({"instance": {}, "scheduledevents": {"Events": [{"EventType": "Rebot"}]}}, "did you mean Reboot?"),
             ({"instance": []}, "instance must be an object"), (5, "instance must be an object"),
+            *[(part, "save the whole of what /metadata/instance returns") for part in (
+                {"location": "westus", "vmId": "x"}, {"interface": []}, {"DocumentIncarnation": 5, "Events": []},
+                {"encoding": "pkcs7", "signature": "AAAA"}, {"a": 1})],
             ({"scheduledevents": {"Events": [5]}}, "scheduledevents.Events.0 must be an object"),
             ({"scheduledevents": {"DocumentIncarnation": True}}, "DocumentIncarnation must be a whole number"),
             ({"scheduledevents": {"Events": [dict(event, Resources=None)]}}, "Resources must be a list"),
