@@ -1441,7 +1441,7 @@ class _Redactor:
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
-        in_set = self._set and re.match(r"(?i)(%s_)?%s(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % (
+        in_set = self._set and re.match(r"(?ai)(%s_)?%s(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % (
             (re.escape(self._set),) * 2), value)
         if in_set:  # Azure puts the name of the set before those of its disks once more
             own = self.name(self._set)
@@ -1567,7 +1567,7 @@ def _published(compute: "Mapping[str, Any]") -> "set[str]":
     of such words (and are no stand-ins). Of an image in a gallery there are none, for its owner chose them."""
     image = _object(_object(compute.get("storageProfile")).get("imageReference"))
     others = [image[name] for name in set(image).difference(IMAGE_WORDS + ("version", "exactVersion"))]
-    if any(each or each == 0 and each is not False for each in others):
+    if any(each not in (None, "", [], {}) and not isinstance(each, bool) for each in others):
         return set()
     words = [node.get(name) for node in (compute, image)
              if str(node.get("publisher", "")).lower() in PUBLISHERS for name in IMAGE_WORDS]

@@ -793,6 +793,16 @@ class Redact(unittest.TestCase):
             for word in ("contoso", "fabrikam", "litware"):
                 self.assertNotIn(word, shown)
 
+    def test_a_new_flag_of_an_image_names_no_gallery(self):
+        for value, kept in ((True, True), (False, True), (None, True), ("", True), ([], True), ("V2", False), (1, False)):
+            image = {"publisher": "Canonical", "offer": "ubuntu-24_04-lts", "sku": "server"}
+            vm = {"compute": dict(image, storageProfile={"imageReference": dict(image, new=value)})}
+            self.assertEqual(imds.redact(vm)["instance"]["compute"]["offer"] == "ubuntu-24_04-lts", kept, value)
+
+    def test_a_letter_that_is_like_one_of_the_sets_name(self):
+        vm = {"instance": {"compute": {"vmScaleSetName": "set"}}, "identity": {"identities": ["user:set_1", "user:\u017fet_1"]}}
+        self.assertEqual(len(set(imds.redact(vm)["identity"]["identities"])), 2)
+
     def test_counts(self):
         for size, kept in ((30, True), ("30", True), ("0", True), (-1, True), ("-1", True), (10**15 - 1, True), (10**15, False),
                            ("00415555012345", False), (-41555501234567, False), ("-415555", False), (30.0, False)):
