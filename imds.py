@@ -2356,8 +2356,6 @@ class Service:
 
     def _claims(self, identity: "Mapping[str, str]", resource: str, issued: int) -> "Dict[str, Any]":
         """The claims of a token. Resource ids in it have "resourcegroups" in lower case (observed)."""
-        vm = re.sub("/resourceGroups/", "/resourcegroups/", self.instance["compute"]["resourceId"])
-        own = re.sub("/resourceGroups/", "/resourcegroups/", identity["resourceId"])
         claims = {
             "aud": resource, "iss": self._issuer(), "iat": issued - TOKEN_BACKDATED, "nbf": issued - TOKEN_BACKDATED,
             "exp": issued + TOKEN_SECONDS, "appid": identity["clientId"], "appidacr": "2", "idp": self._issuer(),
@@ -2365,8 +2363,9 @@ class Service:
             "ver": "1.0",
         }
         if identity["type"] != "system":
-            claims["xms_az_rid"] = vm
-        claims["xms_mirid"] = without_instance(own)
+            vm = self.instance["compute"]["resourceId"]
+            claims["xms_az_rid"] = vm.replace("/resourceGroups/", "/resourcegroups/")
+        claims["xms_mirid"] = without_instance(identity["resourceId"]).replace("/resourceGroups/", "/resourcegroups/")
         return claims
 
     def _issuer(self) -> str:
