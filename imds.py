@@ -1147,8 +1147,7 @@ def without_instance(resource_id: str) -> str:
 @functools.lru_cache(maxsize=None)
 def balance_fields() -> "Dict[str, Any]":
     """The lists in a load balancer's document, each with the fields of its items, in the order of the wire."""
-    rules: "Dict[str, Any]" = fields(PARTS["loadbalancer"])["loadbalancer"]
-    return rules
+    return dict(fields(PARTS["loadbalancer"])["loadbalancer"])
 
 
 def check_load_balancer(document: "Mapping[str, Any]") -> None:
@@ -1201,8 +1200,7 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
 def change(instance: "Mapping[str, Any]", patch: "Any") -> "Dict[str, Any]":
     """A complete instance document changed by a merge patch, and complete again. Raises ValueError."""
     check_plain(check(patch, dict, "the patch"), "the patch")
-    changed, compute = merge_patch(instance, patch), patch.get("compute")
-    return _completed(changed, compute if isinstance(compute, dict) else ())
+    return _completed(merge_patch(instance, patch), _object(patch.get("compute")))
 
 
 def _completed(changed: "Any", names: "Iterable[str]") -> "Dict[str, Any]":
