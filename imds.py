@@ -2462,7 +2462,7 @@ class Service:
         values = {"Content-Type": content_type, "Server": server, "x-ms-request-id": self.request_id(self.count),
                   "Date": http_date(int(self.clock())), "Content-Length": str(len(body))}
         headers = [(name, values[name]) for name in HEADERS.get(rule or "", HEADERS.get(content_type, IMDS_HEADERS))]
-        repeats = (request is not None and status < 500 and self._bucket is None and request.verb != "POST"
+        repeats = (request is not None and self._bucket is None and request.verb != "POST"
                    and "bypass_cache" not in request.target)
         return Response(status, headers, body, rule, repeats)
 
