@@ -369,8 +369,7 @@ REFUSALS = {
     "version-missing-2018": Refusal(400, "api-version missing",
                                     '{"error":"Bad request. api-version was not specified in the request.'
                                     ' For more information refer to aka.ms/azureimds","newest-versions":$newest}'),
-    "version-unknown-2018": Refusal(404, "api-version unknown",
-                                    '{ "error": "Not found. Invalid version requested" }'),
+    "version-unknown-2018": Refusal(404, "api-version unknown", '{ "error": "Not found. Invalid version requested" }'),
     "version-of-another": Refusal(404, "api-version unknown to this endpoint", '{ "error": "Not found" }'),
     "path": Refusal(404, "not found", '{ "error": "Not found" }'),
     "format": Refusal(400, "format unknown", BAD_REQUEST),
@@ -382,8 +381,7 @@ REFUSALS = {
     "nonce": Refusal(400, "nonce too long", BAD_REQUEST),
     "no-load-balancer": Refusal(404, "no load balancer", '{ "error": "No load balancer metadata is found. Please check'
                                 ' if your VM is using any non-basic SKU load balancer and retry later." }'),
-    "no-resource": Refusal(400, "resource missing",
-                           IDENTITY_ERROR % "Required query variable 'resource' is missing"),
+    "no-resource": Refusal(400, "resource missing", IDENTITY_ERROR % "Required query variable 'resource' is missing"),
     "no-identity": Refusal(400, "identity not found", IDENTITY_ERROR % "Identity not found"),
     "several-identities": Refusal(400, "several identities, none named", IDENTITY_ERROR % (
         "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the"
@@ -1696,8 +1694,7 @@ def _places(base: str, issuer: str) -> "List[bytes]":
 def _certificate(subject: str, issuer: str, times: "Tuple[float, float]", extensions: "List[bytes]") -> bytes:
     """An X.509 certificate, DER. Times in seconds since 1970."""
     key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(65537))
-    more = _sequence(*extensions + [
-        _extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])
+    more = _sequence(*extensions + [_extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])
     return _signed(
         issuer, _explicit(0, _integer(2)), _integer(_serial(subject, times[0], more)), _algorithm(SHA256_WITH_RSA),
         _name(issuer), _sequence(_time(times[0]), _time(times[1])), _name(subject),
@@ -2040,8 +2037,7 @@ class Events:
         if (version, single) not in self._texts:
             later = [name for name, field in EVENT_FIELDS.items() if field.since > version]
             shown = [{name: value for name, value in event.shown.items() if name not in later}
-                     for event in self._events.values()
-                     if EVENT_TYPES[event.shown["EventType"]].since <= version]
+                     for event in self._events.values() if EVENT_TYPES[event.shown["EventType"]].since <= version]
             if single:  # the preview put "_" before the names of single VMs
                 shown = [dict(event, Resources=["_" + name.lstrip("_") for name in event["Resources"]])
                          for event in shown]
@@ -2357,8 +2353,7 @@ class Service:
         claims = {
             "aud": resource, "iss": self._issuer(), "iat": issued - TOKEN_BACKDATED, "nbf": issued - TOKEN_BACKDATED,
             "exp": issued + TOKEN_SECONDS, "appid": identity["clientId"], "appidacr": "2", "idp": self._issuer(),
-            "idtyp": "app", "oid": identity["objectId"], "sub": identity["objectId"], "tid": self.tenant,
-            "ver": "1.0",
+            "idtyp": "app", "oid": identity["objectId"], "sub": identity["objectId"], "tid": self.tenant, "ver": "1.0",
         }
         if identity["type"] != "system":
             vm = self.instance["compute"]["resourceId"]
@@ -2412,8 +2407,7 @@ class Service:
         start = created - created % 86400 - CERTIFICATE_BACKDATED  # a new certificate a day
         names = "%s.%s" % (region, domain), domain
         signer = service_certificate(names, issuer, start, self.authorities(request))
-        return {"encoding": "pkcs7",
-                "signature": base64.b64encode(signed_data(content, signature, signer)).decode()}
+        return {"encoding": "pkcs7", "signature": base64.b64encode(signed_data(content, signature, signer)).decode()}
 
     def _attested_content(self, version: str, nonce: str, flaw: "Optional[str]", created: int) -> bytes:
         """The content to sign, as JSON: the fields of ``version``, in alphabetical order."""
@@ -3329,8 +3323,7 @@ LINT = {
         _each(lambda each, asked: asked.endpoint and asked.row.since and each.rule != "metadata"
               and not asked.query.get("api-version"))),
     "old-api-version": LintRule(
-        "newer versions than one of three years ago say more; old ones may answer slowly", "observed", REPORTS,
-        _old),
+        "newer versions than one of three years ago say more; old ones may answer slowly", "observed", REPORTS, _old),
     "preview-api-version": LintRule(
         "2017-03-01 is a preview of another shape, and may not be there", "documented", EVENTS,
         _each(lambda each, asked: asked.query.get("api-version") == PREVIEW)),
@@ -3349,8 +3342,7 @@ LINT = {
     "gives-up-on-410": LintRule(
         "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS, _gave_up),
     "repeats-a-400": LintRule(
-        "what was refused with 400 is refused again", "documented", TOKENS,
-        _insists),
+        "what was refused with 400 is refused again", "documented", TOKENS, _insists),
     "identity-burst": LintRule(
         "five requests at once is what the identity service takes", "documented", INSTANCE, _bursts),
     "token-again": LintRule(
