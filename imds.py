@@ -2905,7 +2905,7 @@ class Bench:
             if request.verb == "POST" and raw_query:
                 raise ValueError("the arguments of a POST come as JSON in its body")
             if request.verb == "POST":
-                arguments = _parsed_body(request.body)
+                arguments = check(load_json(request.body) if request.body.strip() else {}, dict, "the body")
             elif request.verb == "GET" and name in READING:
                 pairs = dict(urllib.parse.parse_qsl(raw_query, keep_blank_values=True))
                 if name != "requests" and set(pairs) - {"vm"}:
@@ -2914,6 +2914,8 @@ class Bench:
             else:
                 return self._said(405, {"error": "POST it", "operation": name})
             return self._said(200, {"result": self.operate(name, arguments)})
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            return self._said(400, {"error": 'the body must be JSON, like {"kind": "Reboot"}'})
         except (ValueError, AssertionError) as error:
             return self._said(400, {"error": str(error) or type(error).__name__})
 
@@ -2971,13 +2973,6 @@ def describe(name: str) -> "Dict[str, str]":
     method = getattr(Bench, name)
     signature = re.sub(r"\(self(?:, )?", "(", re.sub(r"(: ?|-> )'([^']+)'", r"\1\2", str(inspect.signature(method))))
     return {"signature": name + signature, "documentation": inspect.getdoc(method) or ""}
-
-
-def _parsed_body(body: bytes) -> "Dict[str, Any]":
-    try:
-        return dict(check(load_json(body) if body.strip() else {}, dict, "the body"))
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError('the body must be JSON, like {"kind": "Reboot"}') from None
 
 
 def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
