@@ -819,8 +819,8 @@ def kind_of(node: "Any") -> str:
 
 def check(node: "Any", kind: type, path: str) -> "Any":
     """Return ``node`` if it is a ``kind``; else raise ValueError, which names ``path``."""
-    if not isinstance(node, kind) or isinstance(node, bool) and kind is not bool:
-        names = {dict: "an object", list: "a list", str: "a string", int: "a whole number", bool: "true or false"}
+    if not isinstance(node, kind) or isinstance(node, bool):  # which is an int to Python
+        names = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
         raise ValueError("%s must be %s, not %s" % (path, names[kind], kind_of(node)))
     return node
 
