@@ -618,9 +618,9 @@ def nearest_of(word: str, words: "Iterable[str]", cutoff: float) -> "Optional[st
         import difflib
     except ImportError:  # Debian's python3-minimal has none
         return None
-    known = {each.lower(): each for each in words}
-    found = difflib.get_close_matches(word.lower(), known, n=1, cutoff=cutoff)
-    return known[found[0]] if found else None
+    spelled = {each.lower(): each for each in words}
+    found = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
+    return spelled[found[0]] if found else None
 
 
 def suggest(document: "Any", path: str) -> "Optional[str]":
@@ -628,7 +628,7 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
     more names in front, or spelled a little differently."""
     paths = list(itertools.islice(walk(document), 2000))  # more would take longer than the request
     wanted = "/".join(filter(None, path.split("/"))).lower()
-    ends = (known for known in paths if ("/" + known.lower()).endswith("/" + wanted))
+    ends = (each for each in paths if ("/" + each.lower()).endswith("/" + wanted))
     return next(ends, None) or nearest_of(wanted, paths, 0.8)
 
 
@@ -726,10 +726,10 @@ def complete(document: "Any", *, is_plain: bool = False) -> "Dict[str, Any]":
 def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "Dict[str, Any]":
     """Return ``document`` as an api-version shows it: without the fields that came later, in
     alphabetical order, and with ``extended`` only where it was asked for."""
-    known = everything()
+    whole = everything()
     if version == PREVIEW:
-        document, known = _rename(document), _rename(known)
-    seen = dict(_shape(document, template(version), known, "instance"))
+        document, whole = _rename(document), _rename(whole)
+    seen = dict(_shape(document, template(version), whole, "instance"))
     if not extended:
         seen.pop("extended", None)
     return seen
@@ -779,8 +779,8 @@ def fields(text: str) -> "Dict[str, Any]":
     return containers[0]
 
 
-def _shape(node: "Any", shown: "Any", known: "Any", path: str) -> "Any":
-    """``node`` with the names of the template ``shown``, in order, and any names that ``known`` does not have."""
+def _shape(node: "Any", shown: "Any", whole: "Any", path: str) -> "Any":
+    """``node`` with the names of the template ``shown``, in order, and any names that ``whole`` does not have."""
     if isinstance(shown, Field):
         if isinstance(node, (dict, list)):
             raise ValueError("%s must be a single value, not %s" % (path, kind_of(node)))
@@ -790,9 +790,9 @@ def _shape(node: "Any", shown: "Any", known: "Any", path: str) -> "Any":
         node = kind()
     check(node, kind, path)
     if kind is list:
-        return [_shape(item, shown[0], known[0], "%s.%d" % (path, index)) for index, item in enumerate(node)]
-    names = set(shown).union(set(node).difference(known))
-    return {name: _shape(node.get(name), shown[name], known.get(name, shown[name]), "%s.%s" % (path, name))
+        return [_shape(item, shown[0], whole[0], "%s.%d" % (path, index)) for index, item in enumerate(node)]
+    names = set(shown).union(set(node).difference(whole))
+    return {name: _shape(node.get(name), shown[name], whole.get(name, shown[name]), "%s.%s" % (path, name))
             if name in shown else _strings(node[name]) for name in sorted(names)}
 
 
@@ -1187,11 +1187,11 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
-    for name, change in patch.items():
-        if change is None:
+    for name, value in patch.items():
+        if value is None:
             result.pop(name, None)
         else:
-            result[name] = merge_patch(result.get(name), change)
+            result[name] = merge_patch(result.get(name), value)
     return result
 
 
