@@ -1082,8 +1082,8 @@ def read_identity(spec: "Any") -> "Dict[str, str]":
         if kind == "user" and re.search("[:=/]", name):
             raise ValueError("an identity is %s, not %r" % (IDENTITY_FORM, spec))
         said = {"type": kind, "name": name} if kind == "user" else {"type": kind}
-        if kind == "system":
-            pairs = [name] * bool(rest) + pairs
+        if kind == "system" and rest:  # it has no name
+            pairs = rest.split(",")
         for pair in pairs:
             key, _, value = pair.partition("=")
             field = IDENTITY_KEYS[known(key, list(IDENTITY_KEYS)[1:], "key of an identity")]
@@ -1437,11 +1437,11 @@ class _Redactor:
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
-        in_set = self._set and re.match(r"(?ai)(%s_)?%s(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % (
-            (re.escape(self._set),) * 2), value)
+        own = re.escape(self._set)
+        in_set = own and re.match(r"(?ai)(%s_)?%s(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % (own, own), value)
         if in_set:  # Azure puts the name of the set before those of its disks once more
-            own = self.name(self._set)
-            return (own + "_" if in_set.group(1) else "") + own + in_set.group(2)
+            name = self.name(self._set)
+            return (name + "_" if in_set.group(1) else "") + name + in_set.group(2)
         found = re.match(r"(?is)(.+?)(_[0-9]{1,3}|0000[0-9A-Z]{2})\Z", value)
         base, suffix = found.groups() if found and not found.group(1).isdigit() else (value, "")
         return self.number("name", base.lower() + "/" + base.upper()) + suffix  # some letters have two lower cases
@@ -1576,7 +1576,7 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
     import ipaddress
 
     try:
-        if re.match("[0-9]{1,2}\\Z", str(subnet["prefix"])):  # as word() keeps it
+        if re.match(r"[0-9]{1,2}\Z", str(subnet["prefix"])):  # as word() keeps it
             return ipaddress.IPv4Network("%(address)s/%(prefix)s" % subnet, strict=False)
     except (KeyError, ValueError):
         pass
