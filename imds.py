@@ -572,7 +572,7 @@ class NotIMDS(Error):
 
 def printable(text: str) -> str:
     """``text`` with "?" for what a terminal might obey."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def one_line(text: str) -> str:
@@ -1889,9 +1889,9 @@ def _decode(text: str) -> str:
     return decoded
 
 
-def content_type_of(refusal: str) -> str:
+def content_type_of(body: str) -> str:
     """The type of a refusal's body."""
-    return next(kind for start, kind in CONTENT_TYPES.items() if refusal.startswith(start))
+    return next(kind for start, kind in CONTENT_TYPES.items() if body.startswith(start))
 
 
 class Rejection(Exception):
