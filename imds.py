@@ -3154,8 +3154,7 @@ def masked(exchange: "Exchange") -> "Exchange":
         response = response._replace(headers=[  # as where a redirect leads to
             (name, value.replace(target, request.target)) for name, value in response.headers])
     if b'"access_token"' in response.body[:32]:
-        before, name, token = response.body.partition(b'"access_token":"')
-        response = response._replace(body=before + name + b"(masked)" + b"".join(token.partition(b'"')[1:]))
+        response = response._replace(body=re.sub(b'("access_token":")[^"]*', rb"\1(masked)", response.body, count=1))
     if len(request.body) + len(request.target) + len(names) + sum(map(len, request.headers.values())) > MAX_KEPT:
         headers = {name[:200]: value[:200] for name, value in list(request.headers.items())[:50]}
         request = request._replace(target=request.target[:8192], headers=headers, body=request.body[:4096])
