@@ -2902,9 +2902,9 @@ class Bench:
             if not name and request.verb == "GET":
                 return self._said(200, {each: describe(each) for each in OPERATIONS})
             known(name, OPERATIONS, "operation")
-            if request.verb == "POST" and raw_query:
-                raise ValueError("the arguments of a POST come as JSON in its body")
             if request.verb == "POST":
+                if raw_query:
+                    raise ValueError("the arguments of a POST come as JSON in its body")
                 arguments = check(load_json(request.body) if request.body.strip() else {}, dict, "the body")
             elif request.verb == "GET" and name in READING:
                 pairs = dict(urllib.parse.parse_qsl(raw_query, keep_blank_values=True))
@@ -3214,9 +3214,9 @@ def _again(
     def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         last: "Dict[Any, Exchange]" = {}
         for each in journal:
-            which = key(each)
-            if which is not None:
-                which = _sender(each), which
+            what = key(each)
+            if what is not None:
+                which = _sender(each), what
                 if which in last and is_wrong(last[which], each):
                     yield each
                 last[which] = each
