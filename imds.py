@@ -1214,12 +1214,10 @@ def assign(instance: "Mapping[str, Any]", name: str, text: str) -> "Dict[str, An
     """Return a complete instance document with the value called ``name`` ("compute.vmSize",
     "network.interface.0.macAddress") set; an object or a list is given as JSON. Raises ValueError for a name
     that is not there."""
-    import copy
-
     names = [part for part in name.replace(".", "/").split("/") if part]
     if not names:
         raise ValueError("which value is to be set to %r?" % text)
-    changed = copy.deepcopy(dict(instance))
+    changed = json.loads(json.dumps(instance))  # a copy
     try:
         parent, old = find(changed, names[:-1]), find(changed, names)
     except KeyError:
@@ -2639,9 +2637,7 @@ class Bench:
 
     def instance(self) -> "Dict[str, Any]":
         """A copy of the instance document, complete."""
-        import copy
-
-        return copy.deepcopy(self.service.instance)
+        return dict(json.loads(json.dumps(self.service.instance)))
 
     def update(self, patch: "Mapping[str, Any]") -> None:
         """Change the running VM by a JSON merge patch (RFC 7386) of its instance document.
