@@ -1195,6 +1195,10 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
     return result
 
 
+def _object(node: "Any") -> "Dict[str, Any]":
+    return node if isinstance(node, dict) else {}
+
+
 def change(instance: "Mapping[str, Any]", patch: "Any") -> "Dict[str, Any]":
     """A complete instance document changed by a merge patch, and complete again. Raises ValueError."""
     check_plain(check(patch, dict, "the patch"), "the patch")
@@ -1550,10 +1554,6 @@ class _Redactor:
             return str(self._networks[network].network_address)
         number = int(self.number("in " + str(network), str(address), "%d")) + 2  # Azure reserves the first four
         return str(self._networks[network][number % (network.num_addresses - 1) + 1])
-
-
-def _object(node: "Any") -> "Dict[str, Any]":
-    return node if isinstance(node, dict) else {}
 
 
 def _published(compute: "Mapping[str, Any]") -> "set[str]":
@@ -2016,8 +2016,8 @@ class Events:
         return [self._events[event_id.upper()] for event_id in event_ids]
 
     def cancel(self, event_id: str) -> None:
-        for event in self.named([event_id]):
-            del self._events[event.shown["EventId"].upper()]
+        self.named([event_id])  # or it raises
+        del self._events[event_id.upper()]
         self._changed()
 
     def approve(self, events: "Iterable[_Event]") -> None:
