@@ -4148,16 +4148,16 @@ class Emulator:
             faults=_several(faults), schedule=_several(schedule))
         self._address, self._has_control = (host, port), control
         self._lock, self._starting = lock, threading.Lock()
-        self._server: "Any" = None
-        self._thread: "Optional[threading.Thread]" = None
-        self._ending: "Optional[threading.Thread]" = None  # the last one that was stopped
+        self._server: "Any" = None  # unless it is started
+        self._thread: "Optional[threading.Thread]" = None  # of the last start
 
     def start(self) -> "Emulator":
         """Listen, and answer from a thread of its own."""
         import threading
 
-        if self._ending and not _is_in_log():
-            self._ending.join()  # it may still have the port
+        last = self._thread
+        if last and not self._server and not _is_in_log():
+            last.join()  # it may still have the port
         with self._starting:
             if self._server:
                 raise RuntimeError("the emulator at %s is already started" % self.url)
@@ -4179,7 +4179,7 @@ class Emulator:
     def wait(self, seconds: "Optional[float]" = None) -> bool:
         """Wait until it is stopped, or for ``seconds``; return whether it still runs. Signals are handled meanwhile."""
         until = time.monotonic() + (1e9 if seconds is None else seconds)
-        thread = self._thread
+        thread = self._thread if self._server else None
         while thread and thread.is_alive() and time.monotonic() < until:
             thread.join(min(0.5, until - time.monotonic()))
         return bool(thread and thread.is_alive())
@@ -4187,14 +4187,13 @@ class Emulator:
     def stop(self) -> None:
         """Close every connection and the port, at once."""
         with self._starting:
-            server, thread, self._server, self._thread = self._server, self._thread, None, None
-            ending = self._ending = thread or self._ending
+            server, self._server, thread = self._server, None, self._thread
         if server:
             server.shutdown()
             if _is_in_log():  # the thread ends after this turn of its loop,
                 server.socket.close()  # but its port is free at once
-        if ending and not _is_in_log():
-            ending.join()
+        if thread and not _is_in_log():
+            thread.join()
 
     __enter__ = start
 
