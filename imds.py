@@ -5427,13 +5427,12 @@ def judge(check_row: "Check", reply: "Reply") -> str:
 def _words_differ(text: str, reply: "Reply") -> str:
     """How a body differs from a text, around the first place where it does."""
     start = max(0, len(os.path.commonprefix([reply.text, text])) - 100)
-    return "body %s, not %s" % (
-        "that may hold a token" if reply.body is None else _part_of(reply.text, start), _part_of(text, start))
+    return "body %s, not %s" % (_part_of(reply.body, start), _part_of(text, start))
 
 
-def _part_of(text: str, start: int = 0) -> str:
+def _part_of(text: "Optional[str]", start: int = 0) -> str:
     """A part of a body for a message, but nothing of a token."""
-    if re.search(r"(?i)access_?token|eyJ[\w-]{10}", text):
+    if text is None or re.search(r"(?i)access_?token|eyJ[\w-]{10}", text):
         return "that may hold a token"
     return repr(("..." if start else "") + text[start:start + 200])
 
@@ -5508,7 +5507,7 @@ def _object_differs(patterns: "Mapping[str, str]", reply: "Reply", more: "Callab
         return "not a JSON object"
     if list(document) != list(patterns):
         return _names_differ(document, patterns)
-    for name, pattern in patterns.items():  # no value is shown, for the same reason
+    for name, pattern in patterns.items():  # no value is shown, for it may be a token
         if pattern and not (isinstance(document[name], str) and re.match(pattern + r"\Z", document[name])):
             return "%s is no string like %s" % (name, pattern)
     try:
