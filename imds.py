@@ -4870,9 +4870,9 @@ class Client:
         told: "Optional[Error]" = None  # what the service said last
         nobody: "Optional[float]" = None  # since when nobody listens
         while True:
-            until, begun = call.begun + (row.total if call.gone is None else row.gone), self._timer()
+            total, begun = row.total if call.gone is None else row.gone, self._timer()
             try:
-                reply = _transport()(url, body, _Limit(row, until, self._timer))
+                reply = _transport()(url, body, _Limit(row, call.begun + total, self._timer))
                 failure = _judged(reply, body)
                 if failure is None:
                     return reply
@@ -4886,7 +4886,7 @@ class Client:
                 call.gone = self._timer() if failure.status == 410 else call.gone
                 total = time_for(row, call.begun, call.gone, failure)
             elif isinstance(failure, Unreachable):
-                total, first_pause, asked = row.total if call.gone is None else row.gone, 0.1, 0
+                first_pause, asked = 0.1, 0
                 if failure.what == "nobody listens":
                     nobody = begun if nobody is None else nobody
                     if call.gone is None and self.deadline is None:
