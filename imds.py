@@ -4746,8 +4746,8 @@ class Client:
         document = _content(reply)
         try:
             content = attested_content(document)
-            stamps = [calendar.timegm(time.strptime(content["timeStamp"][name], ATTESTED_TIME))
-                      for name in ("createdOn", "expiresOn")]
+            created, expires = [calendar.timegm(time.strptime(content["timeStamp"][name], ATTESTED_TIME))
+                                for name in ("createdOn", "expiresOn")]
             signed_nonce, vm_id = content["nonce"], check(content["vmId"], str, "vmId")
             if document.get("encoding") != "pkcs7":
                 raise ValueError("its encoding is not pkcs7")
@@ -4758,7 +4758,7 @@ class Client:
             problem = "it answers nonce %r, not %r" % (signed_nonce, nonce)
         elif not vm_id or vm_id.lower() != str(self._node(self._instance(call), "compute/vmId")).lower():
             problem = "it is of another VM, %s" % vm_id
-        elif not stamps[0] - 300 <= self._clock() <= stamps[1] >= stamps[0]:  # five minutes for clocks that differ
+        elif created > expires or not created - 300 <= self._clock() <= expires:  # five minutes for clocks that differ
             problem = "it is valid from %(createdOn)s to %(expiresOn)s, and it is not that now" % content["timeStamp"]
         if problem:
             raise Refused("the attested document of %s is not to be believed: %s" % (reply.url, problem),
