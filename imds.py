@@ -4722,14 +4722,12 @@ class Client:
     def _new_token(self, target: str, call: "_Call") -> "_Token":
         timer, clock = self._timer(), self._clock()
         reply = self._ask(target, call)
-        answer = parsed_or_none(reply.data)
-        renewed = _Token(answer, timer, clock, self._timer()) if isinstance(answer, dict) else None
-        del answer
-        if renewed is None or not renewed.is_usable:
+        token = _Token(object_in(reply.data), timer, clock, self._timer())
+        if not token.is_usable:
             error = _not_imds(reply, "something that is not a token's answer")
-            del reply, renewed  # an error's frames are not to hold what came
+            del reply, token  # an error's frames are not to hold what came
             raise error
-        return renewed
+        return token
 
     def attested(self, nonce: str = "") -> "Dict[str, str]":
         """Return the attested document, {"encoding": "pkcs7", "signature": base64}; ``attested_content`` reads it.
@@ -5214,10 +5212,15 @@ def parsed_or_none(data: bytes) -> "Any":
         return None
 
 
+def object_in(data: bytes) -> "Dict[str, Any]":
+    """The JSON object that is the whole of a body, or {}."""
+    content = parsed_or_none(data)
+    return content if isinstance(content, dict) else {}
+
+
 def list_in(data: bytes, name: str) -> "List[Any]":
     """The list under ``name`` in a JSON object, or []."""
-    answer = parsed_or_none(data)
-    listed = answer.get(name) if isinstance(answer, dict) else None
+    listed = object_in(data).get(name)
     return listed if isinstance(listed, list) else []
 
 
@@ -5592,8 +5595,8 @@ def _is_one_of(bodies: "Sequence[str]") -> "Callable[[Reply], str]":
 
 def _refusal_of_token_differs(reply: "Reply") -> str:
     """A VM without the identity may say so; one of another cloud does not know the resource."""
-    document, words = parsed_or_none(reply.data), (REFUSALS["no-identity"].body, REFUSALS["several-identities"].body)
-    is_other_cloud = isinstance(document, dict) and document.get("error") == "invalid_resource"
+    words = REFUSALS["no-identity"].body, REFUSALS["several-identities"].body
+    is_other_cloud = object_in(reply.data).get("error") == "invalid_resource"
     return "" if is_other_cloud or reply.text in words else _words_differ(words[0], reply)
 
 
@@ -5678,10 +5681,8 @@ def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Itera
 
 def is_like_imds(body: bytes) -> bool:
     """Whether an answer could be from IMDS, even a wrong one."""
-    document = parsed_or_none(body)
-    names = set(document) if isinstance(document, dict) else set()
-    return b"Required metadata header not specified" in body or bool(names.intersection(
-        ("compute", "access_token", "DocumentIncarnation", "newest-versions", "apiVersions", "loadbalancer")))
+    names = {"compute", "access_token", "DocumentIncarnation", "newest-versions", "apiVersions", "loadbalancer"}
+    return b"Required metadata header not specified" in body or not names.isdisjoint(object_in(body))
 
 
 # --- doctor: why can't my program reach IMDS from here?
@@ -6717,8 +6718,7 @@ def _run_ctl(options: "Any") -> None:
     except NotFound:
         raise Error("there is no control at %s: start the emulator with --control" % url) from None
     except Refused as error:
-        said = parsed_or_none((error.body or "").encode())
-        why = said.get("error") if isinstance(said, dict) else None
+        why = object_in((error.body or "").encode()).get("error")
         raise Error(why if isinstance(why, str) else error.message) from None
     try:
         result, rows = (answer["result"], []) if name else (None, [answer[each] for each in OPERATIONS])
