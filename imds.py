@@ -5422,15 +5422,17 @@ def judge(check_row: "Check", reply: "Reply") -> str:
         if parsed_or_none(reply.data) == json.loads(text):  # its blanks are not known
             text = reply.text
     if check_row.verb != "HEAD" and reply.data != text.encode():
-        return _words_differ(text, reply)
+        return _words_differ([text], reply)
     kind = content_type_of(text).partition(";")[0]
     return "" if reply.content_type == kind else "type %r, not %s" % (reply.content_type, kind)
 
 
-def _words_differ(text: str, reply: "Reply") -> str:
-    """How a body differs from a text, around the first place where it does."""
-    start = max(0, len(os.path.commonprefix([reply.text, text])) - 100)
-    return "body %s, not %s" % (_part_of(reply.body, start), _part_of(text, start))
+def _words_differ(texts: "Sequence[str]", reply: "Reply") -> str:
+    """How a body that is none of these texts differs from the first, around the first place where it does."""
+    if reply.text in texts:
+        return ""
+    start = max(0, len(os.path.commonprefix([reply.text, texts[0]])) - 100)
+    return "body %s, not %s" % (_part_of(reply.body, start), _part_of(texts[0], start))
 
 
 def _part_of(text: "Optional[str]", start: int = 0) -> str:
@@ -5589,15 +5591,10 @@ def _attested_differs(document: "Any", reply: "Reply") -> str:
     return why and "its content: " + why
 
 
-def _is_one_of(bodies: "Sequence[str]") -> "Callable[[Reply], str]":
-    return lambda reply: "" if reply.text in bodies else _words_differ(bodies[0], reply)
-
-
 def _refusal_of_token_differs(reply: "Reply") -> str:
     """A VM without the identity may say so; one of another cloud does not know the resource."""
-    words = REFUSALS["no-identity"].body, REFUSALS["several-identities"].body
-    is_other_cloud = object_in(reply.data).get("error") == "invalid_resource"
-    return "" if is_other_cloud or reply.text in words else _words_differ(words[0], reply)
+    texts = [REFUSALS["no-identity"].body, REFUSALS["several-identities"].body]
+    return "" if object_in(reply.data).get("error") == "invalid_resource" else _words_differ(texts, reply)
 
 
 # What says little of who answers: another server may do the same.
@@ -5620,9 +5617,10 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
         "ext_expires_in": "[0-9]+", "not_before": "[0-9]+", "resource": ".+", "token_type": "Bearer"}),
               400: _refusal_of_token_differs},
     "loadbalancer": {200: functools.partial(_object_differs, {"loadbalancer": ""}, more=_balance_differs),
-                     404: _is_one_of([REFUSALS["no-load-balancer"].body] + ['{ "error": "%s" }' % text for text in (
-                         "Load Balancer metadata API is not available right now. Please retry later",
-                         "/metadata/loadbalancer is not currently available")])},
+                     404: functools.partial(_words_differ, [REFUSALS["no-load-balancer"].body] + [
+                         '{ "error": "%s" }' % text for text in (
+                             "Load Balancer metadata API is not available right now. Please retry later",
+                             "/metadata/loadbalancer is not currently available")])},
     "attested": {200: functools.partial(_object_differs, {"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"},
                                         more=_attested_differs)},
     "event-list": {200: functools.partial(_object_differs, {"DocumentIncarnation": "", "Events": ""},
