@@ -4825,9 +4825,10 @@ class Client:
                     self._negotiated[endpoint] = version, self._timer() + RENEGOTIATED
                 return reply
             except (Refused, NotFound) as error:
-                offers = error.offered if not of_events else [
-                    EVENTS_GA] if isinstance(error, NotFound) and taken != newest else []
-                offered = [each for each in offers if each not in tried]
+                offered = error.offered
+                if of_events:
+                    offered = [EVENTS_GA] if isinstance(error, NotFound) and taken != newest else []
+                offered = [each for each in offered if each not in tried]
                 if fixed or not offered or len(tried) > 5:
                     raise
                 version = offered[0]
@@ -4907,8 +4908,8 @@ class Client:
             pause = min(pause * 2, 8)
 
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
-        what = "silence" if isinstance(problem, _Silence) else "somebody breaks off" if isinstance(
-            problem, (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)) else "nobody listens"
+        broke_off = isinstance(problem, ConnectionError) and not isinstance(problem, ConnectionRefusedError)
+        what = "silence" if isinstance(problem, _Silence) else "somebody breaks off" if broke_off else "nobody listens"
         led = "AZURE_IMDS_ENDPOINT leads there; " if self._is_led else ""
         why = problem.strerror or str(problem) or type(problem).__name__
         error = Unreachable(UNREACHABLE[what] % {"url": url, "why": why, "led": led}, url=url)
