@@ -6112,17 +6112,9 @@ def _run_snapshot(options: "Any") -> None:
 
 
 def _run_diff(options: "Any") -> int:
-    vms: "List[Dict[str, Any]]" = []
-    for name in (options.A, options.B):
-        client = Client(name) if name.startswith("http://") else None
-        vm = client.snapshot() if client else _read_json(name)
-        try:
-            parts = {part: node for part, node in split_document(vm).items() if node is not None}
-        except ValueError as error:
-            raise (NotIMDS if client else ValueError)("%s is not a VM: %s" % (name, error)) from None
-        parts.pop("attested", None)  # it differs each time
-        vms.append(parts)
-    bare = [name for name, vm in zip((options.A, options.B), vms) if set(vm) == {"instance"}]
+    sources = options.A, options.B
+    vms = [_comparable(source) for source in sources]
+    bare = [source for source, vm in zip(sources, vms) if set(vm) == {"instance"}]
     if len(bare) == 1:
         vms = [{"instance": vm["instance"]} for vm in vms]
         say("imds: only the instance documents are compared: %s has nothing else" % bare[0])
@@ -6136,6 +6128,17 @@ def _run_diff(options: "Any") -> int:
     if lines:
         _print("\n".join(lines))
     return bool(lines)
+
+
+def _comparable(source: str) -> "Dict[str, Any]":
+    """The parts that a VM has, from a file or an endpoint, without the attested document, which differs each time."""
+    client = Client(source) if source.startswith("http://") else None
+    vm = client.snapshot() if client else _read_json(source)
+    try:
+        parts = split_document(vm)
+    except ValueError as error:
+        raise (NotIMDS if client else ValueError)("%s is not a VM: %s" % (source, error)) from None
+    return {part: node for part, node in parts.items() if node is not None and part != "attested"}
 
 
 def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
