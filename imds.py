@@ -6470,8 +6470,7 @@ def _run_serve(options: "Any") -> None:
         return
     if options.reload and options.document in (None, "-"):
         raise ValueError("--reload goes with a file")
-    options.seen = _stamp(options.document) if options.reload else None
-    log = _Log()
+    seen, log = _stamp(options.document) if options.reload else None, _Log()
     vm = _emulator(options, None if options.quiet else log)
     signals = _Signals()
     try:
@@ -6481,7 +6480,7 @@ def _run_serve(options: "Any") -> None:
         _print("\n".join(each.url for each in vms))
         while vm.wait(0.5) and not signals.came:
             if options.reload:
-                _reload(vm, options)
+                seen = _reload(vm, options, seen)
     except KeyboardInterrupt:
         pass
     finally:
@@ -6511,17 +6510,17 @@ def _stamp(name: str) -> "Any":
         return None
 
 
-def _reload(vm: "Emulator", options: "Any") -> None:
-    """Serve the file again if it has changed. If it is wrong, say so and keep the old VM."""
-    stamp = _stamp(options.document)
-    if stamp is None or stamp == options.seen:
-        return
-    options.seen = stamp
-    try:
-        vm.replace(_parts(options))
-        say("imds: %s was read again" % options.document)
-    except ValueError as error:
-        say("imds: %s; the VM stays as it was" % error)
+def _reload(vm: "Emulator", options: "Any", seen: "Any") -> "Any":
+    """Serve the file again if it has changed since the stamp ``seen``; return its stamp. If it is wrong, say so and
+    keep the old VM."""
+    stamp = _stamp(options.document) or seen
+    if stamp != seen:
+        try:
+            vm.replace(_parts(options))
+            say("imds: %s was read again" % options.document)
+        except ValueError as error:
+            say("imds: %s; the VM stays as it was" % error)
+    return stamp
 
 
 def _banner(vm: "Emulator") -> None:
