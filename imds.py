@@ -5198,11 +5198,7 @@ _DECODER = json.JSONDecoder(
 
 def _parse_json(data: bytes) -> "Any":
     """Parse JSON in UTF-8, with or without a byte order mark, but not NaN or infinities. Raises ValueError."""
-    return load_json(_without_mark(data), _DECODER.decode)
-
-
-def _without_mark(data: bytes) -> bytes:
-    return data[3:] if data.startswith(b"\xef\xbb\xbf") else data
+    return load_json(data[3:] if data.startswith(b"\xef\xbb\xbf") else data, _DECODER.decode)
 
 
 def parsed_or_none(data: bytes) -> "Any":
@@ -5233,7 +5229,7 @@ def _content(reply: "Reply") -> "Any":
     elif reply.content_type == "text/plain":
         charset = re.search(r"charset\s*=\W*([\w-]+)", str(reply.headers.get("content-type")), re.I)
         try:
-            content = _without_mark(reply.data).decode()
+            content = reply.data.decode("utf-8-sig")
         except UnicodeDecodeError:
             odd = "text that is not UTF-8"
         if charset and charset.group(1).lower() not in ("utf-8", "utf8", "us-ascii"):
