@@ -6737,11 +6737,9 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
     parts = _parts(options) if count is None else None
     if not options.host:
         raise ValueError("--host wants an address; 0.0.0.0 is all of IPv4, :: is all of IPv6")
-    identities = options.identity
+    identities = [] if options.identity == ["none"] else options.identity
     if identities and "none" in identities:
-        if len(identities) > 1:
-            raise ValueError("--identity none goes with no other")
-        identities = []
+        raise ValueError("--identity none goes with no other")
     seed = int(time.time() * 1000) % 2**31 if options.seed is None else options.seed
     settings = {name: getattr(options, name) for name in (
         "host", "port", "rate_limit", "cloud", "as_of", "control", "attested_flaw", "attested_issuer", "load_balancer")}
