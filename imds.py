@@ -4065,7 +4065,7 @@ def _several(words: "Any") -> "Any":
 THREAD_NAME = "imds-emulator"
 
 
-def _is_in_log() -> bool:
+def _is_own_thread() -> bool:
     """Whether an emulator's thread calls, as in ``log``. It has the lock, so it can't wait for itself or a sibling."""
     import threading
 
@@ -4156,7 +4156,7 @@ class Emulator:
         import threading
 
         last = self._thread
-        if last and not self._server and not _is_in_log():
+        if last and not self._server and not _is_own_thread():
             last.join()  # it may still have the port
         with self._starting:
             if self._server:
@@ -4190,9 +4190,9 @@ class Emulator:
             server, self._server, thread = self._server, None, self._thread
         if server:
             server.shutdown()
-            if _is_in_log():  # the thread ends after this turn of its loop,
+            if _is_own_thread():  # the thread ends after this turn of its loop,
                 server.socket.close()  # but its port is free at once
-        if thread and not _is_in_log():
+        if thread and not _is_own_thread():
             thread.join()
 
     __enter__ = start
@@ -4388,6 +4388,7 @@ UNREACHABLE = {  # why no answer came: what an error says
     "nobody listens": "nobody answers at %(url)s (%(why)s); %(led)son an Azure VM check the route to "
                       + DEFAULT_ENDPOINT + ", elsewhere start an emulator with 'python3 -m imds serve'",
 }
+ADDRESS = r"[\d.]+\Z|.*:"  # of a host that is no name
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
@@ -5111,7 +5112,7 @@ class _TooMuch(Exception):
 def _addresses(host: str, port: int, most: float) -> "List[str]":
     """The addresses of a host, by a thread, for getaddrinfo() has no time-out; ``most``: seconds."""
     host = host.strip("[]")
-    if re.match(r"[\d.]+\Z|.*:", host):
+    if re.match(ADDRESS, host):
         return [host]
     import socket
     import threading
@@ -5769,7 +5770,7 @@ class Doctor:
                 if ipaddress.ip_address(self._host) in ipaddress.ip_network(word, strict=False):
                     return True
             except ValueError:  # one of the two is a name
-                is_name = not re.match(r"[\d.]+\Z|.*:", self._host)
+                is_name = not re.match(ADDRESS, self._host)
                 if is_name and ("." + self._host).endswith("." + word.lstrip(".")):
                     return True
         return listed == "*"
@@ -5825,7 +5826,7 @@ class Doctor:
         if code:
             return "what answers at %s is %s" % (where, who), code
         try:
-            failure = self._imds()
+            failure = self._ask_as_a_client()
         except (Unreachable, NotIMDS) as error:
             self._fact("answers", "no more", str(error))
             return "IMDS answers at %s, but not every time" % where, error.exit_code
@@ -5844,14 +5845,14 @@ class Doctor:
         return "%sstart an emulator with 'python3 -m imds serve'" % (
             "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
 
-    def _imds(self) -> "Optional[Error]":
-        """Ask as a client does; return what a client would make of the first answer."""
+    def _ask_as_a_client(self) -> "Optional[Error]":
+        """Add the facts that a client meets; return what it would make of the first answer, if that is an error."""
         ask = functools.partial(self.client.ask_once, "GET", headers={"Metadata": "true"})
         first = ask("/metadata/instance?api-version=2021-02-01")
         failure = _judged(first, None)
-        if failure is None:
-            failure = None if is_like_imds(first.data) else _not_imds(first, "something else")
-        elif failure.offered:  # an older service, with which a client comes to terms
+        if failure is None and not is_like_imds(first.data):
+            failure = _not_imds(first, "something else")
+        elif failure and failure.offered:  # an older service, with which a client comes to terms
             failure = None
         self._fact("with the header", "status %d" % first.status, "clients do not" if failure else "clients get on")
         listing = ask("/metadata/versions")
