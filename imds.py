@@ -5632,16 +5632,15 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what re
 def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Iterator[Tuple[Check, str, str]]":
     """Yield each of contract_checks() with "holds", "differs" or "can't tell", and why. ``ask(verb, target, headers)``
     returns status, headers (as a mapping that takes names in lower case) and body."""
-    header = {"Metadata": "true"}
     listed, problem = [], None  # type: List[Any], Optional[Error]
     try:
-        listed = list_in(ask("GET", "/metadata/versions", header)[2], "apiVersions")
+        listed = list_in(ask("GET", "/metadata/versions", SENT["true"])[2], "apiVersions")
     except Error as error:  # perhaps only this can't be asked
         problem = error
     offered = named = [each for each in VERSIONS if each in listed]
     if not offered:  # without that list, a request without a version is refused with the newest ones
         try:
-            listed = list_in(ask("GET", "/metadata/instance", header)[2], "newest-versions")
+            listed = list_in(ask("GET", "/metadata/instance", SENT["true"])[2], "newest-versions")
         except Error:
             if problem:
                 raise
@@ -5847,7 +5846,7 @@ class Doctor:
 
     def _ask_as_a_client(self) -> "Optional[Error]":
         """Add the facts that a client meets; return what it would make of the first answer, if that is an error."""
-        ask = functools.partial(self.client.ask_once, "GET", headers={"Metadata": "true"})
+        ask = functools.partial(self.client.ask_once, "GET", headers=SENT["true"])
         first = ask("/metadata/instance?api-version=2021-02-01")
         failure = _judged(first, None)
         if failure is None and not is_like_imds(first.data):
