@@ -5649,29 +5649,33 @@ def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Itera
     for_tokens = newest if offered and TOKEN_VERSION not in offered else TOKEN_VERSION
     for row in contract_checks():
         row = row._replace(target=row.target.replace("VERSION", newest).replace("TOKENS", for_tokens))
-        asked, has_shape = parse_target(row.target), row.expected in SHAPES
-        version = asked.query.get("api-version", "")
-        added = asked.row.since if version and row.expected not in ("version", "version-of-another") else None
-        is_missing = bool(offered) and version in VERSIONS and version not in offered
-        is_early = added is not None and bool(named) and (version < added or newest < max(version, added))
-        if is_missing or is_early:
-            yield row, "can't tell", "this service does not offer " + (version if is_missing else "it yet")
-            continue
-        if has_shape and asked.endpoint == "instance" and not has(template(version), without_indexes(asked.rest)):
-            yield row, "can't tell", "at %s it is not there" % version
-            continue
-        try:
-            reply = Reply(*ask(row.verb, row.target, SENT[row.header]), url=row.target)
-        except Error as error:
-            yield row, "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
-            continue
-        why = judge(row, reply)
-        if reply.status in (410, 429):
-            yield row, "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
-        elif why and not offered and has_shape and version and _offered(reply):
-            yield row, "can't tell", "this service refuses " + version
-        else:
-            yield row, "differs" if why else "holds", why
+        yield (row,) + _tried(row, ask, offered, named)
+
+
+def _tried(
+    row: "Check", ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]", offered: "List[str]", named: "List[str]",
+) -> "Tuple[str, str]":
+    """The verdict on a check, and why. ``offered``: the versions that the service lists; ``named``: those that it names
+    there or elsewhere."""
+    asked, has_shape = parse_target(row.target), row.expected in SHAPES
+    version = asked.query.get("api-version", "")
+    added = asked.row.since if version and row.expected not in ("version", "version-of-another") else None
+    if offered and version in VERSIONS and version not in offered:
+        return "can't tell", "this service does not offer " + version
+    if added and named and (version < added or max(named) < max(version, added)):
+        return "can't tell", "this service does not offer it yet"
+    if has_shape and asked.endpoint == "instance" and not has(template(version), without_indexes(asked.rest)):
+        return "can't tell", "at %s it is not there" % version
+    try:
+        reply = Reply(*ask(row.verb, row.target, SENT[row.header]), url=row.target)
+    except Error as error:
+        return "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
+    why = judge(row, reply)
+    if reply.status in (410, 429):
+        return "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
+    if why and not offered and has_shape and version and _offered(reply):
+        return "can't tell", "this service refuses " + version
+    return "differs" if why else "holds", why
 
 
 def is_like_imds(body: bytes) -> bool:
