@@ -3507,7 +3507,7 @@ HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-# An answer that a Moment keeps: its bytes before and after the x-ms-request-id; then as in Conversation; the Exchange.
+# A kept answer: its bytes around the x-ms-request-id, ending and lingers of the Conversation after it, its Exchange.
 Kept = collections.namedtuple("Kept", "before after ending lingers exchange")
 
 
@@ -5985,7 +5985,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
-# The arguments of add_argument() for each option and for each positional argument (in capitals).
+# The arguments of add_argument() for each option and for each positional argument (in capitals); names, if not the key.
 OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "PATH": {"names": ["paths"], "metavar": "PATH", "nargs": "*",
              "help": "like compute/vmId, or a URL from the documentation; none is the whole document"},
@@ -6935,6 +6935,7 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
+# codes: exit codes besides 0 and 2, with what each means here, or None, which is as in EXIT_CODES.
 Command = collections.namedtuple("Command", "run text options codes")
 _ASKS, _CODES = "--endpoint --timeout", dict.fromkeys((1, 3, 4, 5))
 _EMULATES = ("VM.json --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
