@@ -3193,12 +3193,17 @@ def _log_time(seconds: int) -> str:
 
 # --- the judge of clients
 
+def _is_meant(asked: "Target") -> bool:
+    """Whether a request is for this service. Other clouds have theirs elsewhere, and DigitalOcean at /metadata/v1."""
+    return asked.names[:1] == ("metadata",) and asked.names[1:2] not in (("v1",), ("v1.json",))
+
+
 def _each(is_wrong: "Callable[[Exchange, Target], Any]") -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
-    """Make a rule that finds each request below /metadata for which ``is_wrong`` is true."""
+    """Make a rule that finds each request for this service for which ``is_wrong`` is true."""
     def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         for each in journal:
             asked = parse_target(each.request.target)
-            if asked.names[:1] == ("metadata",) and is_wrong(each, asked):
+            if _is_meant(asked) and is_wrong(each, asked):
                 yield each
     return find
 
@@ -3244,7 +3249,7 @@ def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     gone: "Dict[Any, List[Exchange]]" = {}  # client and target -> its 410s since the last other answer
     for each in journal:
         which = _sender(each), each.request.target
-        if each.response.status == 410:
+        if each.response.status == 410 and _is_meant(parse_target(each.request.target)):
             gone.setdefault(which, []).append(each)
         else:
             gone.pop(which, None)
@@ -3254,13 +3259,14 @@ def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     refused: "Dict[Any, set[Any]]" = {}  # client and path -> what was refused there since the last other answer
     for each in journal:
-        names = parse_target(each.request.target).names
+        asked = parse_target(each.request.target)
         headers = map(each.request.headers.get, ("metadata", "host", "x-forwarded-for"))  # not an id of each
-        which, what = (_sender(each), names), (each.request.verb, each.request.target, each.request.body, *headers)
-        is_probe = each.rule == "metadata" and names[1:2] == ("identity",)
+        what = each.request.verb, each.request.target, each.request.body, tuple(headers)
+        which = _sender(each), asked.names
+        is_probe = each.rule == "metadata" and asked.names[1:2] == ("identity",)
         if each.response.status != 400:  # as when both have come to terms about the api-version
             refused.pop(which, None)
-        elif names[:1] == ("metadata",) and not is_probe:  # other clouds are asked elsewhere
+        elif _is_meant(asked) and not is_probe:
             if what in refused.setdefault(which, set()):
                 yield each
             refused[which].add(what)
@@ -3273,7 +3279,7 @@ def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         version = asked.query.get("api-version", "")
         newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
             asked.endpoint == "scheduledevents") else ()
-        if asked.names[:1] == ("metadata",) and re.match(DATE, version) and version not in offered.union(newest):
+        if _is_meant(asked) and re.match(DATE, version) and version not in offered.union(newest):
             if version < time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400))):
                 yield each
         if each.rule == "version-unknown-2018":

@@ -13,6 +13,7 @@ ROOT = "/metadata/instance" + V
 NEWEST = "/metadata/instance?api-version=2025-04-07"
 LEAF = "/metadata/instance/compute/%s?api-version=2025-04-07&format=text"
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
+DIGITAL_OCEAN = "/metadata/v1.json"  # where that cloud's programs ask at the same address
 RESOURCE = TOKEN + "&resource=https%3A%2F%2Fmanagement.azure.com"
 
 
@@ -34,7 +35,6 @@ def judged(rows, *playbooks, peers=("-",)):
 
 def get(seconds, target, headers=ME):
     return seconds, target, headers, "GET"
-
 
 class Rules(unittest.TestCase):
     def test_single_requests(self):
@@ -109,6 +109,9 @@ class Rules(unittest.TestCase):
               [get(0, "/metadata/instance/a" + V), get(0, "/metadata/instance/a" + V)],  # that is 404
               [(0, "/latest/api/token", ME, "PUT"), (1, "/latest/api/token", ME, "PUT")]]),  # is it AWS?
             ("repeats-a-400", [], [get(at, "/metadata/instance", dict(ME, **{"x-ms-client-request-id": str(at)})) for at in (0, 9)], []),
+            ("gives-up-on-410", ["410 always"], None, [[get(0, "/latest/meta-data/", NAMED)], [get(0, DIGITAL_OCEAN, NAMED)]]),
+            *((rule, [], None, [[get(0, DIGITAL_OCEAN, NAMED), get(1, DIGITAL_OCEAN, NAMED), get(2, "/metadata/v1/id", NAMED)]])
+              for rule in ("no-metadata-header", "repeats-a-400")),
             ("identity-burst", ["delay 500ms always"], [get(0.03, TOKEN + VAULT)] * 6, [[get(0.2, TOKEN + VAULT)] * 6]),
             ("repeats-a-400", ["400"], None, [[get(0, NEWEST), get(1, NEWEST)]]),  # the second was answered
             ("repeats-a-400", [], None, [[get(0, TOKEN + VAULT, NAMED), get(0, TOKEN + VAULT)] * 2,  # a probe, and a token
