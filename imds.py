@@ -4617,23 +4617,25 @@ class Client:
         last list again."""
         failing: "Optional[float]" = None  # ``timer`` when it began to fail
         gone: "Optional[float]" = None  # ``timer`` when it last answered 410 since then
+        end = float("inf")  # ``timer`` when it has failed for too long
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
             begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
             try:
-                document, odd, lost = self._events(self._call(MAX_DEAF))
+                document, odd, lost = self._events(self._call(MAX_DEAF, max(end, begun + NOBODY)))
                 if last and lost:  # an event that can't be read now is not gone
                     listed = {event["EventId"].upper() for event in document["Events"]}
                     kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
                             and ("" in lost or event["EventId"].upper() in lost)]
                     document["Events"] += kept[:MAX_EVENTS]
-                last, failing, gone = document, None, None
+                last, failing, gone, end = document, None, None, float("inf")
             except Error as error:
                 failing, odd = begun if failing is None else failing, error
                 row = self._patience("/metadata/scheduledevents")
                 gone = self._timer() if error.status == 410 else gone
-                left = failing + time_for(row, failing, gone, error) - self._timer()
+                end = failing + time_for(row, failing, gone, error)
+                left = end - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4856,8 +4858,8 @@ class Client:
 
     # --- one request, and its tries
 
-    def _call(self, most: float = float("inf")) -> "_Call":
-        return _Call(self._timer() if self.begun is None else self.begun, most)
+    def _call(self, most: float = float("inf"), until: float = float("inf")) -> "_Call":
+        return _Call(self._timer() if self.begun is None else self.begun, most, until)
 
     def _patience(self, target: str) -> "Patience":
         """The row of PATIENCE for a target, with the timeout and deadline of this client."""
@@ -4878,7 +4880,7 @@ class Client:
         while True:
             total, begun = row.total if call.gone is None else row.gone, self._timer()
             try:
-                reply = _transport()(url, body, _Limit(row, call.begun + total, self._timer))
+                reply = _transport()(url, body, _Limit(row, min(call.begun + total, call.until), self._timer))
                 failure = _judged(reply, body)
                 if failure is None:
                     return reply
@@ -4905,7 +4907,7 @@ class Client:
                 raise failure
             import random
 
-            left = call.begun + total - self._timer()
+            left = min(call.begun + total, call.until) - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
             is_over = last < 0.001 or asked > min(last, call.most)
@@ -4934,11 +4936,12 @@ def time_for(row: "Patience", begun: float, gone: "Optional[float]", error: "Err
 
 class _Call:
     """What the requests of one call of the client share. begun: when it began; most: seconds for which it waits because
-    the service asks for it; gone: when that last answered 410, or None; interrupted: whether a try ended without an
-    answer, or a failing one, and may have done something."""
+    the service asks for it; until: when it ends, if its patience does not end before; gone: when the service last
+    answered 410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done
+    something."""
 
-    def __init__(self, begun: float, most: float = float("inf")) -> None:
-        self.begun, self.most = begun, most
+    def __init__(self, begun: float, most: float = float("inf"), until: float = float("inf")) -> None:
+        self.begun, self.most, self.until = begun, most, until
         self.gone, self.interrupted = None, False  # type: Optional[float], bool
 
 

@@ -189,9 +189,10 @@ class Program(unittest.TestCase):
 
     def test_when_it_ends(self):
         for bad, least, most, kind, settings in (
-            (reply(500, b""), 21, 43, imds.Unavailable, {}), (reply(200, b"{"), 21, 30, imds.NotIMDS, {}),
-            (None, 21, 43, imds.Unreachable, {}), (reply(410, b""), 71, 143, imds.Unavailable, {}),
+            (reply(500, b""), 21, 24, imds.Unavailable, {}), (reply(200, b"{"), 21, 30, imds.NotIMDS, {}),
+            (None, 21, 24, imds.Unreachable, {}), (reply(410, b""), 71, 74, imds.Unavailable, {}),
             (reply(400, b"{}"), 21, 30, imds.Refused, {}), (reply(200, b"{"), 6, 8, imds.NotIMDS, {"deadline": 5}),
+            (reply(500, b""), 6, 9, imds.Unavailable, {"deadline": 5}), (None, 6, 9, imds.Unreachable, {"deadline": 5}),
         ):
             with self.subTest(bad=bad and bad[:60]):
                 patient = Patient()
