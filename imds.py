@@ -4454,7 +4454,7 @@ def _default_endpoint() -> str:
 def say(line: str) -> None:
     """Write a line to standard error, if that is possible."""
     try:
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(printable(line) + "\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # full, closed or absent
         pass
@@ -6158,7 +6158,7 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
             yield from _in_lines(path + "/" + name, before and child, after and child)
     elif present is not None:
         shown = ["(absent)" if node is None else format_json(node) for node in (before, after)]
-        yield "%s: %s -> %s" % (path, shown[0], shown[1])
+        yield printable("%s: %s -> %s" % (path, shown[0], shown[1]))
 
 
 def _run_verify(options: "Any") -> int:
@@ -6535,9 +6535,8 @@ def _reload(vm: "Emulator", options: "Any", seen: "Any") -> "Any":
 def _banner(vm: "Emulator") -> None:
     """Say what is served, and how to ask it in the shells of this system."""
     compute, target = vm.instance["compute"], "/metadata/instance?api-version=" + vm.versions[-1]
-    say("serving %s, %s in %s; stop with Ctrl-C. Try:" % tuple(
-        printable(compute[name]) or other
-        for name, other in (("name", "a VM"), ("vmSize", "of no size"), ("location", "no location"))))
+    say("serving %s, %s in %s; stop with Ctrl-C. Try:" % (
+        compute["name"] or "a VM", compute["vmSize"] or "of no size", compute["location"] or "no location"))
     variables = ("AZURE_IMDS_ENDPOINT", "AZURE_POD_IDENTITY_AUTHORITY_HOST")
     if os.name == "nt":
         say('  curl.exe --noproxy "*" -s -H Metadata:true "%s%s"' % (vm.url, target))
@@ -6701,7 +6700,8 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
         say(str(exchange))
     findings = vm.lint() if options.lint or options.lint_strict else []
     for finding in findings:
-        say("%(rule)s (%(count)d): %(says)s (%(mark)s)\n    %(seen)s" % finding)
+        say("%(rule)s (%(count)d): %(says)s (%(mark)s)" % finding)
+        say("    %(seen)s" % finding)
     if (options.lint or options.lint_strict) and not findings:
         say("no rule is broken, in %s" % counted(len(vm.requests)))
     return len(findings)

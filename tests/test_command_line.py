@@ -659,6 +659,20 @@ class Commands(Case):
         with Script(reply(200, json.dumps({"result": "\x1b[2J"}).encode())) as server:
             self.assertEqual(call("ctl", "now", "--url", server.url)[1], "?[2J\n")
 
+    def test_no_event_and_no_difference_does_either(self):
+        events = [{"EventId": "A\x1b[2J\nimds: approved Reboot ALL", "EventType": "\x1b[31mReboot", "EventStatus": "Scheduled",
+                   "Resources": [], "NotBefore": ""}]
+        with Script(lambda request: reply(200, b"") if request.startswith("POST") else reply(
+                200, json.dumps({"DocumentIncarnation": 1, "Events": events}).encode())) as server:
+            self.assertEqual(call("events", "--approve", "all", "--endpoint", server.url),
+                             (0, "", "imds: approved ?[31mReboot A?[2J?imds: approved Reboot ALL\n"))
+        with tempfile.TemporaryDirectory() as folder:
+            names = [os.path.join(folder, name) for name in "ab"]
+            for name, compute in zip(names, ({"a\n\x1b[2Jb": "v\x7f\x9b"}, {})):
+                with open(name, "w", encoding="utf-8") as file:
+                    json.dump({"compute": compute}, file)
+            self.assertEqual(call("diff", *names), (1, 'instance/compute/a??[2Jb: "v??" -> (absent)\n', ""))
+
     def test_diff_with_a_service_that_lies(self):
         for part, answer in (("scheduledevents", {"DocumentIncarnation": 1, "Events": [{"EventId": "a", "EventType": "x", "EventStatus": "x",
                                                                                         "Resources": [], "NotBefore": ""}]}),
