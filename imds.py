@@ -505,6 +505,7 @@ RETRIED = {
     429: "ask less often",
 }
 RETRIED_404 = ("instance", "identity/oauth2/token")
+PASSING = frozenset(RETRIED).union(range(500, 600)).difference([404, 511])  # at any path; 511 is of a captive portal
 
 
 # ==================================================================================================
@@ -5164,7 +5165,7 @@ def _judged(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
         return None
     is_foreign, path = _is_foreign(reply), reply.url.partition("?")[0].partition("/metadata/")[2]
     is_not_up = status == 404 and path in RETRIED_404 and not is_foreign and not _says_invalid_version(reply)
-    if is_not_up or status != 404 and status in RETRIED or 500 <= status < 600 and status != 511:
+    if is_not_up or status in PASSING:
         return _failure(Unavailable, reply, RETRIED.get(status, "try again later"))
     if is_foreign or not 400 <= status < 500:
         what = ODD_ANSWERS.get(status, ODD_ANSWERS.get(status // 100))
@@ -5715,7 +5716,7 @@ ANSWERERS = (
     (200, None, "", '"compute"', "something like IMDS that does not want the header", 0),
     (410, None, "", "", "IMDS of a VM that is being moved", 4),
     (429, None, "", "", "IMDS, but throttling", 4),
-    *((status, None, "", "", "something that is failing", 4) for status in (500, 502, 503, 504)),
+    *((status, None, "", "", "something that is failing", 4) for status in sorted(PASSING)),
     (None, "content-type", "text/html", "", "a captive portal, or some other web server", 5),
     (None, "location", "", "", "something that redirects: a captive portal", 5),
     (None, None, "", "", "something else", 5),
@@ -5828,8 +5829,10 @@ class Doctor:
             self._fact("answers", "nothing", "the verdict says who could be in the way")
             return "%s at %s; %s" % (error.what, where, self._why_nobody()), 3
         except NotIMDS as error:
-            self._fact("answers", "no HTTP", str(error))
-            return "what answers at %s is not IMDS: it does not speak HTTP" % where, 5
+            is_http = "not HTTP" not in str(error)
+            self._fact("answers", "what can't be read" if is_http else "no HTTP", str(error))
+            return "what answers at %s is not IMDS: %s" % (
+                where, "its answer can't be read" if is_http else "it does not speak HTTP"), 5
         self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
         who, code = next((who, code) for wanted, name, value, part, who, code in ANSWERERS
                          if wanted in (None, reply.status) and (name is None or value in reply.headers.get(name, ()))
@@ -5876,12 +5879,18 @@ class Doctor:
         self._fact("clock", "not compared" if date is None else "%+d s" % ahead,
                    "the answer has no Date" if date is None else "as the service's" if abs(ahead) < 60 else
                    "this clock is wrong: tokens and attested documents will not be believed")
-        answer = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
-                     "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
-        has_token = answer.status == 200 and b'"access_token"' in answer.data
-        self._fact("identity", "a token came (not shown)" if has_token else "status %d" % answer.status,
-                   json.loads(answer.body).get("error_description", "") if answer.body else
-                   "this VM has an identity" if has_token else "no token for programs on this VM")
+        try:
+            answer = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
+                         "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
+            if answer.status == 200 and b'"access_token"' in answer.data:
+                self._fact("identity", "a token came (not shown)", "this VM has an identity")
+            else:
+                said = json.loads(answer.body).get("error_description") if answer.body else None
+                advice = RETRIED.get(answer.status, "try again later") if answer.status in PASSING else None
+                self._fact("identity", "status %d" % answer.status,
+                           said or advice or "no token for programs on this VM")
+        except Unreachable as error:
+            self._fact("identity", error.what, "a token may take ten seconds")
         try:
             answer = ask("/metadata/scheduledevents?api-version=2020-07-01")
             self._fact("scheduled events", "on, %d of them" % len(list_in(answer.data, "Events"))
@@ -6177,7 +6186,7 @@ def _run_verify(options: "Any") -> int:
             client.deadline = client.deadline or 10  # who is silent once need not be waited for so long again
             raise
         gone.clear()
-        is_failing = reply.status in (410, 429, 500, 502, 503, 504)
+        is_failing = reply.status in PASSING
         is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
         answers.add("failing" if is_failing else "imds" if is_agent or is_like_imds(reply.data) else "other")
         return reply[:3]

@@ -78,6 +78,7 @@ class Verdicts(Worlds):
             (reply(429, b"{}"), "IMDS, but throttling", 4),
             (reply(200, b"{}"), "something else", 5), (reply(500, b""), "something that is failing", 4),
             (reply(503, b"<html>", "text/html"), "something that is failing", 4),
+            *((reply(status, b"", "text/plain"), "something that is failing", 4) for status in (408, 501, 507, 520, 599)),
             (reply(404, b"{}"), "perhaps IMDS, which may not be up yet", 4),
             (reply(400, b'{"error":"no"}'), "something else", 5),
         ):
@@ -182,6 +183,26 @@ class Verdicts(Worlds):
                 doctor = self.doctor(server.url)
                 self.assertEqual((doctor.verdict, doctor.exit_code),
                                  ("what answers at %s is not IMDS: it does not speak HTTP" % server.url, 5))
+
+    def test_http_that_can_not_be_read(self):
+        for answer in (reply(200, b"x", headers=["Content-Encoding: gzip"]),
+                       b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n{}"):
+            with Script(answer) as server:
+                doctor = self.doctor(server.url)
+                self.assertEqual((doctor.verdict, doctor.exit_code),
+                                 ("what answers at %s is not IMDS: its answer can't be read" % server.url, 5))
+
+    def test_a_token_that_is_slow_or_not_to_be_had_now(self):
+        for playbook, value, meaning in (
+            ("identity: hang", "silence", "a token may take ten seconds"), ("identity: 410", "status 410", imds.RETRIED[410]),
+            ("identity: 429", "status 429", "Temporarily throttled, too many requests"),
+            ("identity: 503", "status 503", "try again later"),
+        ):
+            with self.subTest(playbook=playbook), imds.Emulator(faults=[playbook]) as vm:
+                doctor = self.doctor(vm.url)
+                self.assertEqual(doctor.exit_code, 0, doctor.verdict)
+                self.assertEqual([fact[1:] for fact in doctor.facts if fact[0] == "identity"], [(value, meaning)])
+                self.assertTrue(doctor.facts[-1][1].startswith("on, 0 "), doctor.facts[-1])
 
     def test_nobody(self):
         for tag, environ, words in (
