@@ -4593,8 +4593,9 @@ class Client:
                                      if event["EventStatus"] == "Scheduled")
                 if "" not in lost and waiting.isdisjoint(each.upper() for each in event_ids):
                     return
-            advice = "; is there such an event (still)? The list of events says" if refusal.status == 400 else ""
-            raise Refused("%s%s" % (refusal, advice), refusal.status, refusal.body, refusal.url) from None
+            advice = "; is there such an event as %s (still)? The list of events says" % ", ".join(event_ids)
+            raise Refused("%s%s" % (refusal, advice if refusal.status == 400 else ""),
+                          refusal.status, refusal.body, refusal.url) from None
         text = reply.data.strip()
         answer = parsed_or_none(text) if text else {}
         if isinstance(answer, dict) and {"error", "errors"}.intersection(map(str.lower, answer)):
@@ -4785,7 +4786,8 @@ class Client:
             except (NotFound, Refused):
                 continue  # this service, or this VM, has none
             if part == "identity":  # no more than that, not even in the frames of an error
-                node = {"tenantId": str(node.get("tenantId", ""))} if isinstance(node, dict) else None
+                tenant = node.get("tenantId", "") if isinstance(node, dict) else None
+                node = {"tenantId": tenant} if isinstance(tenant, str) else None
             if not isinstance(node, dict):
                 url = self.endpoint + "/metadata/" + path
                 raise NotIMDS("%s answered with JSON of another shape: what answers is not IMDS" % url, url=url)
@@ -5154,7 +5156,7 @@ def _is_coded(response: "Any") -> bool:
     if "-encoding" not in names and names.count("content-length") < 2:
         return "content-length" in names and response.length is None  # it is no number
     return (len(set(headers.get_all("content-length", []))) > 1
-            or not {each.lower() for each in headers.get_all("content-encoding", [])} <= {"identity"}
+            or not {each.strip().lower() for each in headers.get_all("content-encoding", [])} <= {"identity", ""}
             or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
 
 

@@ -401,6 +401,7 @@ class Answers(Case):
                 self.assertEqual((type(result), requests), (imds.NotIMDS, 1))
         for sent in (answer("Transfer-Encoding: Chunked", body=chunked), answer("Content-Length: 6", "Content-Length: 6"),
                      answer("Content-Encoding: identity"), answer(body=b"\xef\xbb\xbfavset2"),
+                     answer("Content-Encoding: identity "), answer("Content-Encoding:"),  # blanks are no part of a value
                      answer(content_type='text/plain; charset="UTF-8"')):
             with self.subTest(sent=sent):
                 self.assertEqual(self.call(lambda client: client.get("compute/name?format=text"), sent)[0], "avset2")
@@ -1368,13 +1369,18 @@ class Secrets(unittest.TestCase):
             self.assertNotIn(SECRET, repr([frame.f_locals for frame in frames]))
 
     def test_a_snapshot_has_none(self):
+        said = {"tenantId": "t", "access_token": SECRET}
+
         def choose(request):
             if "/identity/info" in request:
-                return reply(200, ('{"tenantId":"t","access_token":"%s"}' % SECRET).encode())
+                return reply(200, json.dumps(said).encode())
             return reply() if "/instance" in request else reply(404, b"{}")
 
         with Script(choose) as server:
             self.assertEqual(imds.Client(server.url).snapshot()["identity"], {"tenantId": "t"})
+            said["tenantId"] = {"access_token": SECRET}
+            with self.assertRaisesRegex(imds.NotIMDS, "identity/info answered with JSON of another shape"):
+                imds.Client(server.url).snapshot()
 
 
 class Attested(unittest.TestCase):

@@ -641,6 +641,7 @@ class Commands(Case):
         self.assertEqual((code, posts), (1, [["A", "B"], ["A"], ["B"]]))
         self.assertIn("approved Reboot A\n", errors)
         self.assertIn("answered 400", errors)
+        self.assertIn("is there such an event as B (still)?", errors)
 
     def test_ctl_does_nothing_twice(self):
         for answer, code in ((None, 3), (reply(503, b""), 4), ([b""] * 4, 3)):
