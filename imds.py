@@ -6758,7 +6758,7 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
     count = getattr(options, "scale_set", None)
     if count is not None and (options.document or options.set or options.reload):
         raise ValueError("--scale-set goes with no file, --set or --reload")
-    parts = _parts(options) if count is None else None
+    parts = _parts(options) if options.document is not None or options.set else None
     if not options.host:
         raise ValueError("--host wants an address; 0.0.0.0 is all of IPv4, :: is all of IPv6")
     identities = [] if options.identity == ["none"] else options.identity
@@ -6772,8 +6772,9 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
         clock=Clock(time.time, scale=options.time_scale), identities=identities,
         schedule=[_event(event) for event in options.event] + options.scenario,
         faults=[{"playbook": playbook, "seed": seed + at} for at, playbook in enumerate(options.fault)])
-    vm: "Any" = Emulator(parts, **settings) if count is None else ScaleSet(
-        count, profile=options.profile or "scaleset", **settings)
+    profile = None if parts else options.profile
+    vm: "Any" = Emulator(parts, profile=profile, **settings) if count is None else ScaleSet(
+        count, profile=profile or "scaleset", **settings)
     for fault in settings["faults"]:
         if fault["playbook"] in SITUATIONS:
             fault = dict(fault, playbook=SITUATIONS[fault["playbook"]].playbook)
