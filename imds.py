@@ -2646,10 +2646,14 @@ class Bench:
         >>> vm.update({"compute": {"tags": "Department:IT"}})
 
         Where only one of tags and tagsList changes, the other follows. Raises ValueError, and changes nothing, where
-        a value has the wrong shape.
+        a value has the wrong shape. Warns of a new name that is nearly a known one.
         """
+        import warnings
+
         self.service.update(patch)
         self._moment = None
+        for path, meant in misspelled(patch, everything()):
+            warnings.warn("%s is a name that no table knows; did you mean %s?" % (path, meant), stacklevel=3)
 
     def identities(self, identities: "Optional[Iterable[Any]]" = None) -> "List[Dict[str, str]]":
         """Return the managed identities: dicts of type, clientId, objectId and resourceId, all str. ``identities``
@@ -2973,14 +2977,14 @@ def describe(name: str) -> "Dict[str, str]":
 
 
 def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
-    """Parse arguments of an operation: JSON where it takes no str; a list may be names with commas between."""
+    """Parse arguments of an operation: JSON where it takes no str; a list may be names with "," or "+" between."""
     kinds, arguments = getattr(Bench, name).__annotations__, {}  # type: Any, Dict[str, Any]
     for key, text in texts.items():
         kind = kinds.get(key)  # a type, or a string with one
         try:
             arguments[key] = text if kind in (str, "Optional[str]") else load_json(text.encode())
         except ValueError:
-            arguments[key] = (text.split(",") if "Iterable[str]" in str(kind)
+            arguments[key] = (re.split("[,+]", text) if "Iterable[str]" in str(kind)
                               else [text] if "Iterable" in str(kind) else text)
     return arguments
 
@@ -5806,7 +5810,8 @@ class Doctor:
 
     def _route(self) -> "Tuple[str, str]":
         """The route to the endpoint, from /proc/net/route, where numbers are hexadecimal, low byte first."""
-        if is_loopback(self._host):
+        is_own = re.search(r"\|-- %s\n +/32 host LOCAL" % re.escape(self._host), self._read("proc/net/fib_trie"))
+        if is_own or is_loopback(self._host):
             return "loopback", "this machine itself"
         try:
             octets = [int(octet) for octet in self._host.split(".")]
@@ -6718,7 +6723,7 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
     return len(findings)
 
 
-def _run_ctl(options: "Any") -> None:
+def _run_ctl(options: "Any") -> int:
     import textwrap
 
     url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d" % DEFAULT_PORT).rstrip("/")
@@ -6740,7 +6745,9 @@ def _run_ctl(options: "Any") -> None:
         raise Error("there is no control at %s: start the emulator with --control" % url) from None
     except Refused as error:
         why = object_in((error.body or "").encode()).get("error")
-        raise Error(why if isinstance(why, str) else error.message) from None
+        for line in (why if isinstance(why, str) else error.message).split("\n"):  # an assertion has several
+            _complain(line, Error.exit_code)
+        return Error.exit_code
     try:
         result, rows = (answer["result"], []) if name else (None, [answer[each] for each in OPERATIONS])
         listed = [(row["signature"] + "", row["documentation"] + "") for row in rows]
@@ -6751,6 +6758,7 @@ def _run_ctl(options: "Any") -> None:
         _print(textwrap.indent("\n".join(map(printable, documentation.split("\n"))), "    "))
     if result is not None:
         _print(printable(result) if isinstance(result, str) else _json(result))
+    return 0
 
 
 def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":

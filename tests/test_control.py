@@ -342,6 +342,18 @@ class Ctl(unittest.TestCase):
                 self.assertEqual(len(done[2].splitlines()), 1 if errors else 0)
                 self.assertIn(errors, done[2])
 
+    def test_an_assertion_of_several_lines(self):
+        self.vm.get("compute/name")
+        code, out, errors = self.ctl("assert_requested", "path=/metadata/versions")
+        self.assertEqual((code, out), (1, ""))
+        self.assertRegex(errors, r"\Aimds: no requests? like /metadata/versions, expected 1 or more\n"
+                                 r"imds:   1  .*  GET /metadata/instance.*\nimds:     path /metadata/instance, not .*\n\Z")
+
+    def test_names_in_a_list(self):
+        for text in ("a,b", "a+b", '["a","b"]'):
+            self.assertEqual(self.ctl("schedule", "kind=Reboot", "resources=" + text)[0], 0)
+            self.assertEqual(self.vm.events()["Events"][-1]["Resources"], ["a", "b"])
+
     def test_alone_it_lists(self):
         code, out, _ = self.ctl()
         self.assertEqual(code, 0)

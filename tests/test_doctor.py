@@ -321,6 +321,11 @@ class Facts(Worlds):
                 client = Nobody(endpoint, error=imds.Unreachable("nobody"))
                 self.assertEqual([row[0] for row in self.fact("route", client)], [value])
 
+    def test_an_address_of_this_machine(self):
+        for address, value in (("169.254.169.254", "loopback"), ("169.254.169.253", "none")):
+            self.world(**{"proc/net/route": HEAD, "proc/net/fib_trie": "Main:\n     |-- %s\n        /32 host LOCAL\n" % address})
+            self.assertEqual([row[0] for row in self.fact("route", Nobody(REAL, error=imds.Unreachable("nobody")))], [value])
+
     def test_no_route_to_be_seen(self):
         self.assertEqual(self.fact("route", Nobody(REAL, error=imds.Unreachable("nobody"))),
                          [("not seen", "this system does not show it in /proc/net/route")])
