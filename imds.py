@@ -4621,13 +4621,13 @@ class Client:
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
         last list again."""
-        failing: "Optional[float]" = None  # ``timer`` when it began to fail
-        gone: "Optional[float]" = None  # ``timer`` when it last answered 410 since then
-        end = float("inf")  # ``timer`` when it has failed for too long
+        failing: "Optional[_Call]" = None  # the first look that failed; those after it share its begin, and its 410
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
-            begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
+            call, wait = failing or self._call(MAX_DEAF), max(interval, 1 / RATE_LIMIT)
+            row = self._patience("/metadata/scheduledevents")
+            call.least = self._timer() + (NOBODY if self._listed_events or self.deadline else row.answer)
             try:
                 document, odd, lost = self._events(self._call(MAX_DEAF, max(end, begun + NOBODY)))
                 if last and lost:  # an event that can't be read now is not gone
@@ -4635,13 +4635,10 @@ class Client:
                     kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
                             and ("" in lost or event["EventId"].upper() in lost)]
                     document["Events"] += kept[:MAX_EVENTS]
-                last, failing, gone, end = document, None, None, float("inf")
+                last, failing = document, None
             except Error as error:
-                failing, odd = begun if failing is None else failing, error
-                row = self._patience("/metadata/scheduledevents")
-                gone = self._timer() if error.status == 410 else gone
-                end = failing + time_for(row, failing, gone, error)
-                left = end - self._timer()
+                failing, odd = call, error
+                left = call.begun + time_for(row, call.begun, call.gone, error) - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4865,8 +4862,8 @@ class Client:
 
     # --- one request, and its tries
 
-    def _call(self, most: float = float("inf"), until: float = float("inf")) -> "_Call":
-        return _Call(self._timer() if self.begun is None else self.begun, most, until)
+    def _call(self, most: float = float("inf")) -> "_Call":
+        return _Call(self._timer() if self.begun is None else self.begun, most)
 
     def _patience(self, target: str) -> "Patience":
         """The row of PATIENCE for a target, with the timeout and deadline of this client."""
@@ -4885,9 +4882,9 @@ class Client:
         told: "Optional[Error]" = None  # what the service said last
         nobody: "Optional[float]" = None  # since when nobody listens
         while True:
-            total, begun = row.total if call.gone is None else row.gone, self._timer()
+            total, begun, least = row.total if call.gone is None else row.gone, self._timer(), call.least
             try:
-                reply = _transport()(url, body, _Limit(row, min(call.begun + total, call.until), self._timer))
+                reply = _transport()(url, body, _Limit(row, max(call.begun + total, least), self._timer))
                 failure = _judged(reply, body)
                 if failure is None:
                     return reply
@@ -4905,7 +4902,7 @@ class Client:
                 if failure.what == "nobody listens":
                     nobody = begun if nobody is None else nobody
                     if call.gone is None and self.deadline is None:
-                        total = min(total, nobody - call.begun + NOBODY)
+                        total, least = min(total, nobody - call.begun + NOBODY), 0.0
                 else:
                     nobody, call.interrupted = None, True
                 if failure.what == "silence":
@@ -4914,7 +4911,7 @@ class Client:
                 raise failure
             import random
 
-            left = min(call.begun + total, call.until) - self._timer()
+            left = max(call.begun + total, least) - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
             is_over = last < 0.001 or asked > min(last, call.most)
@@ -4943,12 +4940,11 @@ def time_for(row: "Patience", begun: float, gone: "Optional[float]", error: "Err
 
 class _Call:
     """What the requests of one call of the client share. begun: when it began; most: seconds for which it waits because
-    the service asks for it; until: when it ends, if its patience does not end before; gone: when the service last
-    answered 410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done
-    something."""
+    the service asks for it; least: when it ends, if its patience ends before; gone: when the service last answered 410,
+    or None; interrupted: whether a try ended without an answer, or a failing one, and may have done something."""
 
-    def __init__(self, begun: float, most: float = float("inf"), until: float = float("inf")) -> None:
-        self.begun, self.most, self.until = begun, most, until
+    def __init__(self, begun: float, most: float = float("inf")) -> None:
+        self.begun, self.most, self.least = begun, most, 0.0
         self.gone, self.interrupted = None, False  # type: Optional[float], bool
 
 

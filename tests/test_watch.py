@@ -201,6 +201,32 @@ class Program(unittest.TestCase):
                 self.assertEqual([type(each) for each in lists], [dict, kind])
                 self.assertTrue(least <= patient.now <= most, patient.now)
 
+    def test_a_move_that_is_heard_of_between_failures(self):
+        class Course(Patient):
+            def answer(self, request):
+                busy = reply(503, b"", headers=["Retry-After: 11"])
+                return next(each for until, each in ((5, listed()), (6.5, busy), (17.5, reply(410, b"")), (28, reply(503, b"")),
+                                                     (99, listed(incarnation=2))) if self.now < until)
+
+        patient = Course()
+        with Script(patient.answer) as server:
+            lists = self.changes(server.url, 2, patient)
+        self.assertEqual([each["DocumentIncarnation"] for each in lists], [1, 2])
+        self.assertLess(patient.now, 40)
+
+    def test_a_first_list_that_is_slow_after_the_service_was_away(self):
+        patient = Patient()
+
+        def answer(request):
+            if patient.now < 5:
+                return None
+            patient.now += 118
+            return listed()
+
+        with Script(answer) as server:
+            self.assertEqual(len(self.changes(server.url, 1, patient)), 1)
+        self.assertGreater(patient.now, 118)
+
     def test_a_first_list_may_take_longer(self):
         patient = Patient()
         with Script(lambda request: listed() if patient.now > 100 else reply(500, b"")) as server:
