@@ -1017,14 +1017,14 @@ def _instance_of(row: "Profile", number: int) -> "Profile":
 
 # --- parts, and checks by part
 
+NO_VM = "%s is not a VM: save the whole of what /metadata/instance returns, or of what snapshot prints"
+
+
 def split_document(document: "Any") -> "Dict[str, Any]":
     """Return the PARTS of a whole VM, or of an instance document alone, by name and checked. A missing part is
     None, a missing instance {}. Raises ValueError."""
     check(document, dict, "instance")
     check_plain(document, "it")
-    if document and not {*PARTS, *everything()}.intersection(document):  # a part of one, like that of compute alone
-        raise ValueError("save the whole of what /metadata/instance returns, or of what snapshot prints; this has only "
-                         + ", ".join(map(repr, document))[:200])
     parts: "Dict[str, Any]" = dict(dict.fromkeys(PARTS), **given_parts(document))
     parts["instance"] = {} if parts["instance"] is None else parts["instance"]
     for name, check_part in CHECKS.items():
@@ -2075,6 +2075,8 @@ class Service:
             raise ValueError("attested_issuer must be a URL, not %r" % attested_issuer)
         self.clock, self.in_2018, now = clock, as_of == "2018", clock()
         parts = split_document({} if instance is None else instance)
+        if instance and not {*PARTS, *everything()}.intersection(instance):  # what is below it, like compute's fields
+            raise ValueError(NO_VM % "the document")
         self.instance = make_vm(profile or "linux") if instance is None else complete(parts["instance"], is_plain=True)
         if cloud is not None:
             self.instance["compute"]["azEnvironment"] = known(cloud, CLOUDS, "cloud")
@@ -6170,7 +6172,8 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
             yield from _in_lines(path + "/" + name, before and child, after and child)
     elif present is not None:
         shown = ["(absent)" if node is None else format_json(node) for node in (before, after)]
-        yield printable("%s: %s -> %s" % (path, shown[0], shown[1]))
+        line = "%s: %s -> %s" % (path, shown[0], shown[1])
+        yield "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _run_verify(options: "Any") -> int:
@@ -6813,6 +6816,8 @@ def _parts(options: "Any") -> "Dict[str, Any]":
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError("--set takes NAME=VALUE, like compute.vmSize=Standard_D4s_v5, not %r" % setting)
+    if not {"instance", "compute", "network"}.intersection(document):
+        raise ValueError(NO_VM % options.document)
         instance = assign(instance, name, value)
     return dict(parts, instance=instance)
 

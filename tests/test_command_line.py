@@ -216,6 +216,8 @@ class Usage(Case):
                 (["serve", self.file("bytes", b"\xff\xfe\x00")], 2, "is not JSON"),
                 (["serve", self.file("list", b"[]")], 2, "is not a VM"),
                 (["serve", self.file("other", b'{"a": 1}')], 2, "is not a VM"),
+                (["serve", self.file("none", b"{}")], 2, "is not a VM"),
+                (["serve", self.file("balance", b'{"loadbalancer": {}}')], 2, "is not a VM"),
                 (["serve", shape], 2, "instance.compute.tagsList must be a list"),
                 (["serve", shape, "--profile", "linux"], 2, "not both"),
                 (["serve", "--set", "compute.vmsize=x"], 2, "did you mean compute.vmSize?"),
@@ -672,7 +674,15 @@ class Commands(Case):
             for name, compute in zip(names, ({"a\n\x1b[2Jb": "v\x7f\x9b"}, {})):
                 with open(name, "w", encoding="utf-8") as file:
                     json.dump({"compute": compute}, file)
-            self.assertEqual(call("diff", *names), (1, 'instance/compute/a??[2Jb: "v??" -> (absent)\n', ""))
+            self.assertEqual(call("diff", *names), (1, 'instance/compute/a\\n\\x1b[2Jb: "v\\x7f\\x9b" -> (absent)\n', ""))
+
+    def test_diff_of_a_part(self):
+        with tempfile.TemporaryDirectory() as folder:
+            names = [os.path.join(folder, name) for name in "ab"]
+            for name, size in zip(names, "xy"):
+                with open(name, "w", encoding="utf-8") as file:
+                    json.dump({"location": "westus", "vmSize": size}, file)
+            self.assertEqual(call("diff", *names), (1, 'instance/vmSize: "x" -> "y"\n', ""))
 
     def test_diff_with_a_service_that_lies(self):
         for part, answer in (("scheduledevents", {"DocumentIncarnation": 1, "Events": [{"EventId": "a", "EventType": "x", "EventStatus": "x",
