@@ -112,6 +112,7 @@ class Rules(unittest.TestCase):
             ("gives-up-on-410", ["410 always"], None, [[get(0, "/latest/meta-data/", NAMED)], [get(0, DIGITAL_OCEAN, NAMED)]]),
             *((rule, [], None, [[get(0, DIGITAL_OCEAN, NAMED), get(1, DIGITAL_OCEAN, NAMED), get(2, "/metadata/v1/id", NAMED)]])
               for rule in ("no-metadata-header", "repeats-a-400")),
+            ("no-pause", ["503 x2"], None, [[get(0, DIGITAL_OCEAN, NAMED)] * 3, [get(0, "/latest/meta-data/", NAMED)] * 3]),
             ("identity-burst", ["delay 500ms always"], [get(0.03, TOKEN + VAULT)] * 6, [[get(0.2, TOKEN + VAULT)] * 6]),
             ("repeats-a-400", ["400"], None, [[get(0, NEWEST), get(1, NEWEST)]]),  # the second was answered
             ("repeats-a-400", [], None, [[get(0, TOKEN + VAULT, NAMED), get(0, TOKEN + VAULT)] * 2,  # a probe, and a token
