@@ -5908,6 +5908,8 @@ class Doctor:
 
 # ==================================================================================================
 # Room 10: command line
+            if error.what != "silence":
+                raise
 #
 # argparse, exit codes, printing; knows all. Results go to standard output, the rest to standard error. A
 # command is a row of COMMANDS, an option one of OPTIONS; a run makes only the parser of its own command.
