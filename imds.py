@@ -4790,8 +4790,8 @@ class Client:
             except (NotFound, Refused):
                 continue  # this service, or this VM, has none
             if part == "identity":  # no more than that, not even in the frames of an error
-                tenant = node.get("tenantId", "") if isinstance(node, dict) else None
-                node = {"tenantId": tenant} if isinstance(tenant, str) else None
+                tenant = node.get("tenantId") if isinstance(node, dict) else None
+                node = {"tenantId": tenant if isinstance(tenant, str) else ""} if isinstance(node, dict) else None
             if not isinstance(node, dict):
                 url = self.endpoint + "/metadata/" + path
                 raise NotIMDS("%s answered with JSON of another shape: what answers is not IMDS" % url, url=url)
