@@ -183,6 +183,14 @@ class Checks(unittest.TestCase):
             ("a tenant of nothing", change_body(b'"tenantId":"[^"]*"', b'"tenantId":""'), ["tenant"]),
             ("oldest first", change_body(b'"2025-04-07","2024-07-17"', b'"2024-07-17","2025-04-07"'), ["no version"]),
             ("newest first", change_body(b'"2017-03-01","2017-04-02"', b'"2017-04-02","2017-03-01"'), ["versions"]),
+            ("a version twice", change_body(b'"2017-03-01","2017-04-02"', b'"2017-03-01","2017-03-01","2017-04-02"'), ["versions"]),
+            ("X-Forwarded-For is not minded but for documents", lambda verb, target, headers, answer: (
+                answer if "instance" in target or "X-Forwarded-For" not in headers else
+                asker()(verb, target, {"Metadata": "true"})),
+             ["X-Forwarded-For, token", "X-Forwarded-For, attested", "X-Forwarded-For, events"]),
+            ("compute of now at each version", lambda verb, target, headers, answer: asker()(
+                verb, re.sub("(/compute.)api-version=2017-04-02$", r"\1api-version=2025-04-07", target), headers),
+             ["compute at the oldest version"]),
             ("no dates", change_body(b'"2017-03-01","2017-04-02"', b'5,"2017-04-02"'), ["versions"]),
             ("a leaf of HTML", change_body(b"(?s)\\A.*", b"<h1>hi</h1>", "vmId"), ["leaf as text", "slash at the end of a leaf"]),
             ("an address in quotes", change_body(b"(?s)\\A(.*)\\Z", b'"\\1"', "macAddress"), ["doubled slash"]),
@@ -249,6 +257,16 @@ class Checks(unittest.TestCase):
             ("token", lambda verb, target, headers, answer: (
                 (400, answer[1], b'{"error":"invalid_resource","error_description":"AADSTS500011: no such resource"}')
                 if "management" in target else answer)),
+            *(("token", lambda verb, target, headers, answer, error=error: (
+                (400, answer[1], json.dumps({"error": error, "error_description": "no"}).encode())
+                if "management" in target else answer)) for error in ("unauthorized_client", "access_denied")),
+            ("document at 2024-03-15", lambda verb, target, headers, answer: (
+                answer[:2] + (answer[2].replace(b'"isVmInStandbyPool":"",', b""),))),
+            ("document at 2023-07-01", lambda verb, target, headers, answer: (
+                answer[:2] + (answer[2].replace(b'"licenseType"', b'"isVmInStandbyPool":"","licenseType"'),))),
+            ("header Content-Length", lambda verb, target, headers, answer: (
+                answer[0], dict({name: answer[1][name] for name in answer[1] if name != "content-length"},
+                                **{"transfer-encoding": "chunked"}), answer[2])),
             ("events, version of another", lambda verb, target, headers, answer: (
                 (400 if "2021-12-13" in target else answer[0],) + answer[1:])),
         ):
@@ -257,6 +275,15 @@ class Checks(unittest.TestCase):
         early = verdicts(asker(service(as_of="2018")))
         for name in ("attested document", "load balancer", "events at 2020-07-01"):
             self.assertEqual(early[name], ("can't tell", "this service does not offer it yet"), name)
+
+    def test_a_failure_that_passes(self):
+        seen = []
+
+        def failing(verb, target, headers, answer):
+            seen.append((verb, target, headers))
+            return (503, {}, b"") if seen.count(seen[-1]) % 2 else answer
+
+        self.assertEqual({verdict for verdict, _ in verdicts(asker(change=failing)).values()}, {"holds"})
 
     def test_no_body_of_the_identity_service_is_in_a_verdict(self):
         for body in (b'{"token":"hush"}', b'{"AccessKeyId":"x","Token":"hush"}', b"ya29.hush"):
@@ -451,7 +478,7 @@ class Command(unittest.TestCase):
                                                   "X-Forwarded-For: 10.0.0.1")
         self.assertEqual((said["no header"], said["HEAD"]), ("GET /metadata/instance?api-version=2025-04-07",
                                                              "HEAD /metadata/instance/compute"))
-        self.assertFalse([each for each in said.values() if "VERSION" in each or "TOKENS" in each])
+        self.assertFalse([each for each in said.values() if re.search("VERSION|OLDEST|TOKENS", each)])
 
     def test_a_proxy_that_forwards(self):
         with imds.Emulator() as vm, mock.patch.dict(imds.SENT, {name: dict(sent, **{"X-Forwarded-For": "10.1.2.3"})
@@ -462,8 +489,19 @@ class Command(unittest.TestCase):
 
     def test_a_mock_of_one_part(self):
         network = imds.format_json(imds.view(imds.make_vm(), "2025-04-07")["network"]).encode()
-        with Script(lambda request: reply(200, network) if "GET /metadata/instance/network?" in request else reply(404, b"")) as part:
-            self.assertEqual(verify(part.url)[0], 1)
+        compute = imds.format_json(imds.view(imds.make_vm(), "2025-04-07")["compute"]).encode()
+        for name, body in (("network", network), ("compute", compute)):
+            path = "GET /metadata/instance/%s?" % name
+            with Script(lambda request, path=path, body=body: reply(200, body) if path in request else reply(404, b"")) as part:
+                self.assertEqual(verify(part.url)[0], 1)
+
+    def test_few_versions_and_one_failure(self):
+        with imds.Emulator(versions=["2017-04-02"], faults=["HEAD: 429 always"]) as vm:
+            self.assertEqual(verify(vm.url)[0], 0)
+
+    def test_one_that_fails_more_often_than_not(self):
+        with imds.Emulator(faults=[{"playbook": "503 p 0.9", "seed": 1}]) as vm:
+            self.assertEqual(verify(vm.url)[0], 4)
 
     def test_who_goes_away_in_the_second_half(self):
         vm, judge, count = imds.Emulator().start(), imds.judge, []
