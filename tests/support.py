@@ -17,6 +17,7 @@ from unittest import mock
 import imds
 
 FILE = os.path.abspath(imds.__file__)
+ROOT = os.path.dirname(FILE)
 CLOSED = "http://127.0.0.1:9"  # nobody listens there
 JSON, TEXT, HTML, XML = ("application/json; charset=utf-8", "text/plain; charset=utf-8", "text/html",
                          "text/xml; charset=utf-8")
@@ -230,6 +231,33 @@ class Serve:
         if self.process.returncode is None:
             self.process.kill()
             self.process.communicate()
+
+
+# --- the README, and what is run of it
+
+def readme():
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        return file.read()
+
+
+def named_files():
+    """The blocks of the README that are files: {name: content}."""
+    return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", readme(), re.M | re.S))
+
+
+def lay_out(folder):
+    """Put into a folder what a session or an example needs: imds.py, the files of the README, this Python as python3."""
+    with open(FILE, encoding="utf-8") as file:
+        source = file.read()
+    pause = "last + 0.25"  # of verify, between two requests: nobody is to be spared here
+    if pause not in source:
+        raise AssertionError("verify waits in other words: %r is not in imds.py" % pause)
+    files = dict(named_files(), **{"imds.py": source.replace(pause, "last"),
+                                   "python3": '#!/bin/sh\nexec "%s" "$@"\n' % sys.executable})
+    for name, content in files.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(content)
+    os.chmod(os.path.join(folder, "python3"), 0o755)
 
 
 # --- HTTP without a socket

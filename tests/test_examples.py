@@ -11,13 +11,9 @@ import tempfile
 import time
 import unittest
 
-import imds
+from tests.support import CLOSED, FILE, ROOT, lay_out, named_files
 
-ROOT = os.path.dirname(os.path.abspath(imds.__file__))
 COMMAND = re.compile(r"^(?:#|//) (python3 -m .*)$", re.M)
-
-# The closed port of tests/__init__.py: no example may find a real service.
-CLOSED = "http://127.0.0.1:9"
 APP = r"""
 ip link set lo up && ip addr add 169.254.169.254/24 dev lo || exit 99
 python3 imds.py {server} >url 2>log & server=$!
@@ -26,12 +22,6 @@ for _ in $(seq 200); do {health} >health 2>&1 && break; sleep 0.05; done
 cat health
 {app}
 """
-
-
-def named_files():
-    """The blocks of the README that are files: {name: content}."""
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", file.read(), re.M | re.S))
 
 
 def node_can_test():
@@ -54,39 +44,40 @@ class Examples(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.folder)
-        shutil.copy(os.path.join(ROOT, "imds.py"), self.folder)
-        for name, content in named_files().items():
-            with open(os.path.join(self.folder, name), "w", encoding="utf-8") as file:
-                file.write(content)
-        with open(os.path.join(self.folder, "python3"), "w") as file:
-            file.write('#!/bin/sh\nexec "%s" "$@"\n' % sys.executable)
-        os.chmod(file.name, 0o755)
+        lay_out(self.folder)
+        # At the closed port no example finds a real service.
         self.environment = dict(os.environ, AZURE_IMDS_ENDPOINT=CLOSED, GOFLAGS="-mod=mod", GOPROXY="off",
-                                GOTOOLCHAIN="local", GO111MODULE="off", PYTHONDONTWRITEBYTECODE="1",
-                                PATH=self.folder + os.pathsep + os.environ["PATH"])
+                                GOTOOLCHAIN="local", GO111MODULE="off", PATH=self.folder + os.pathsep + os.environ["PATH"])
         self.environment.setdefault("HOME", self.folder)
 
-    def run_here(self, command, **settings):
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=120, **settings)
-        return done.returncode, done.stdout.decode()
+    def begin(self, content):
+        """Start what the first line of an example says."""
+        process = subprocess.Popen(["sh", "-c", COMMAND.match(content).group(1)], cwd=self.folder, env=self.environment,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.addCleanup(lambda: process.returncode is None and process.communicate())
+        self.addCleanup(lambda: process.returncode is None and process.kill())
+        return process
+
+    def end(self, process):
+        """Its exit code, and all that it printed."""
+        said = process.communicate(timeout=120)[0]
+        return process.returncode, said.decode()
 
     def test_each(self):
-        ran, lacking = [], set()
+        running, lacking = {}, set()
         for name, content in sorted(named_files().items()):
-            found = COMMAND.match(content)
-            if not found:
+            if not COMMAND.match(content):
                 continue
             absent = [what for words, what, is_here in NEEDS if words in content and not is_here()]
-            if absent:
-                lacking.update(absent)
-                continue
+            lacking.update(absent)
+            if not absent:
+                running[name] = self.begin(content)  # all at once, for what they mostly do is wait before they ask again
+        for name, process in running.items():
             with self.subTest(example=name):
-                code, said = self.run_here(["sh", "-c", found.group(1)])
+                code, said = self.end(process)
                 self.assertEqual(code, 0, said)
-                ran.append(name)
-        self.assertIn("test.sh", ran)
-        self.assertIn("test_moving.py", ran)
+        self.assertIn("test.sh", running)
+        self.assertIn("test_moving.py", running)
         if lacking:
             print("not run, of the README's examples: those for " + ", ".join(sorted(lacking)), file=sys.stderr)
 
@@ -105,7 +96,7 @@ class Examples(unittest.TestCase):
         asking = re.search(r"^test .*$", content, re.M).group(0)
         with open(path, "w") as file:
             file.write(content.replace(asking, "python3 -m imds verify --help >/dev/null"))
-        code, said = self.run_here(["sh", "-c", COMMAND.match(content).group(1)])
+        code, said = self.end(self.begin(content))
         self.assertEqual(code, 1, said)
         self.assertRegex(said, "no request like .*, expected 3")
 
@@ -156,7 +147,7 @@ class Containers(unittest.TestCase):
         self.assertEqual(health[:3], ["CMD", "python3", "/imds.py"])
         words = {"server": entry[2:] + server, "health": ["python3", "imds.py"] + health[3:], "app": ["curl"] + app}
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(os.path.join(ROOT, "imds.py"), folder)
+            shutil.copy(FILE, folder)
             script = APP.format(**{name: " ".join("'%s'" % word for word in each) for name, each in words.items()})
             with open(os.path.join(folder, "python3"), "w") as file:
                 file.write('#!/bin/sh\nexec "%s" "$@"\n' % sys.executable)

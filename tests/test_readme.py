@@ -15,8 +15,7 @@ import unittest
 from unittest import mock
 
 import imds
-
-ROOT = os.path.dirname(os.path.abspath(imds.__file__))
+from tests.support import ROOT, lay_out, readme
 
 # What differs from run to run, and what takes its place on both sides.
 VOLATILE = (
@@ -30,35 +29,10 @@ VOLATILE = (
 NEEDS = {"openssl": "openssl", "verify.sh": "openssl", "curl": "curl", "naive.sh": "curl"}
 
 
-def readme():
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        return file.read()
-
-
-def named_files(text):
-    """The blocks that are files: {name: content}."""
-    return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.M | re.S))
-
-
 def normal(text):
     for pattern, name in VOLATILE:
         text = re.sub(pattern, name, text)
     return text
-
-
-def lay_out(folder, files):
-    """Put into a folder what a session or an example needs: imds.py, the files of the README, this Python as python3."""
-    with open(os.path.join(ROOT, "imds.py"), encoding="utf-8") as file:
-        source = file.read()
-    pause = "last + 0.25"  # of verify, between two requests: nobody is to be spared here
-    if pause not in source:
-        raise AssertionError("verify waits in other words: %r is not in imds.py" % pause)
-    files = dict(files, **{"imds.py": source.replace(pause, "last"),
-                           "python3": '#!/bin/sh\nexec "%s" "$@"\n' % sys.executable})
-    for name, content in files.items():
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-            file.write(content)
-    os.chmod(os.path.join(folder, "python3"), 0o755)
 
 
 def environment(folder, **more):
@@ -71,12 +45,12 @@ def namespaces_are_allowed():
         ["unshare", "-n" if os.getuid() == 0 else "-rn", "true"], stderr=subprocess.DEVNULL) == 0)
 
 
-def transcript(commands, files, endpoint):
+def transcript(commands, endpoint):
     """What a shell shows of some commands, each behind its prompt."""
     script = "\n".join("printf '%%s\\n' %s\n%s" % ("'$ " + command.replace("'", "'\\''") + "'", command)
                        for command in commands)
     with tempfile.TemporaryDirectory() as folder:
-        lay_out(folder, files)
+        lay_out(folder)
         done = subprocess.run(["bash", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               timeout=60, env=environment(folder, AZURE_IMDS_ENDPOINT=endpoint))
     return done.stdout.decode()
@@ -85,8 +59,7 @@ def transcript(commands, files, endpoint):
 class Sessions(unittest.TestCase):
     @unittest.skipUnless(os.name == "posix" and shutil.which("bash"), "no bash here")
     def test_sessions(self):
-        text = readme()
-        sessions = re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S)
+        sessions = re.findall(r"^```console\n(.*?)^```$", readme(), re.M | re.S)
         self.assertGreater(len(sessions), 20)
         ran = 0
         with imds.Emulator() as vm:
@@ -101,7 +74,7 @@ class Sessions(unittest.TestCase):
                         self.serve(commands[0], session.splitlines()[1:])
                     else:
                         for _ in range(3):  # on a busy machine what shows haste may come too late to be that
-                            shown = normal(transcript(commands, named_files(text), vm.url))
+                            shown = normal(transcript(commands, vm.url))
                             if shown == normal(session):
                                 break
                         self.assertEqual(shown, normal(session))
