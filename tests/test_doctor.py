@@ -5,9 +5,10 @@ import os
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 import imds
-from tests.support import CLOSED, HTML, Script, reply, run, service
+from tests.support import CLOSED, HTML, Script, call, reply, service
 
 AZURE = "7783-7084-3265-9085-8269-3286-77"
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -229,7 +230,7 @@ class Verdicts(Worlds):
     def test_the_timeout_is_for_all_that_is_asked(self):
         with imds.Emulator(faults=["delay 400ms always"]) as vm:
             begun = time.monotonic()
-            code, out, _ = run("doctor", "--endpoint", vm.url, "--timeout", "1")
+            code, out, _ = call("doctor", "--endpoint", vm.url, "--timeout", "1")
         self.assertLess(time.monotonic() - begun, 1.9)
         self.assertEqual((code, "but not every time" in out), (3, True), out)
 
@@ -396,7 +397,7 @@ class Command(Worlds):
     def test_json(self):
         self.world(**{"sys/class/dmi/id/chassis_asset_tag": AZURE, "proc/net/route": ROUTES})
         with imds.Emulator() as vm:
-            code, out, errors = run("doctor", "--json", "--endpoint", vm.url, "--root", self.root)
+            code, out, errors = call("doctor", "--json", "--endpoint", vm.url, "--root", self.root)
         said = json.loads(out)
         self.assertEqual((code, errors), (0, ""))
         self.assertEqual((sorted(said), said["exit_code"]), (["exit_code", "facts", "verdict"], 0))
@@ -406,7 +407,8 @@ class Command(Worlds):
 
     def test_the_screen(self):
         with imds.Emulator() as vm:
-            code, out, _ = run("doctor", "--root", self.root, env={"AZURE_IMDS_ENDPOINT": vm.url, "http_proxy": "http://proxy"})
+            with mock.patch.dict(os.environ, {"AZURE_IMDS_ENDPOINT": vm.url, "http_proxy": "http://proxy"}):
+                code, out, _ = call("doctor", "--root", self.root)
             lines = out.splitlines()
             self.assertEqual((code, lines[:2]), (0, ["IMDS answers at " + vm.url, ""]))
             self.assertIn("AZURE_IMDS_ENDPOINT  %s: leads this client" % vm.url, lines)
@@ -416,6 +418,6 @@ class Command(Worlds):
     def test_exit_codes(self):
         for playbook, code in (("ok", 0), ("403 always", 1), ("429 always", 4), ("410 always", 4), ("portal always", 5)):
             with self.subTest(playbook=playbook), imds.Emulator(faults=[playbook]) as vm:
-                self.assertEqual(run("doctor", "--endpoint", vm.url, "--root", self.root)[0], code)
-        self.assertEqual(run("doctor", "--root", self.root)[0], 3)
-        self.assertEqual(run("doctor", "--endpoint", "nonsense")[0], 2)
+                self.assertEqual(call("doctor", "--endpoint", vm.url, "--root", self.root)[0], code)
+        self.assertEqual(call("doctor", "--root", self.root)[0], 3)
+        self.assertEqual(call("doctor", "--endpoint", "nonsense")[0], 2)

@@ -9,7 +9,7 @@ import unittest
 import urllib.request
 
 import imds
-from tests.support import OK, Serve, run
+from tests.support import OK, Serve, call, run
 
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 
@@ -267,6 +267,6 @@ class CommandLine(unittest.TestCase):
         for arguments in (["--scale-set", "0"], ["--scale-set", "two"], ["--scale-set", "2", "vm.json"],
                           ["--scale-set", "2", "--set", "compute.name=x"], ["--scale-set", "-1"]):
             with self.subTest(arguments=arguments):
-                code, out, errors = run("serve", "--port", "0", *arguments)
+                code, out, errors = call("serve", "--port", "0", *arguments)
                 self.assertEqual((code, out), (2, ""))
                 self.assertIn("scale", errors)

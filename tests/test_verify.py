@@ -9,7 +9,7 @@ import unittest
 from unittest import mock
 
 import imds
-from tests.support import CLOSED, Script, Steps, reply, run, service
+from tests.support import CLOSED, Script, Steps, call, reply, service
 
 PAGE = imds.OUTSIDE_BODY
 
@@ -387,7 +387,7 @@ class Checks(unittest.TestCase):
                 self.assertEqual(found["no header"][0], "holds")
 
     def test_bodies_of_any_kind(self):  # no check falls over what it gets
-        for body in (b"", b"null", b"[]", b"{}", b'"x"', b"5", b"\xff\xfe", b"[" * 100000, b'{"compute":5}', b'{"compute":{},"network":[]}',
+        for body in (b"", b"null", b"[]", b"{}", b'"x"', b"5", b"\xff\xfe", b"[" * 20000, b'{"compute":5}', b'{"compute":{},"network":[]}',
                      b'{"apiVersions":[{}]}', b"<html>", b'{"loadbalancer":5}', b'{"Events":5,"DocumentIncarnation":{}}'):
             for status in (200, 400, 404, 302):
                 with self.subTest(body=body[:20], status=status):
@@ -539,7 +539,7 @@ class Command(unittest.TestCase):
     def test_nobody_and_another(self):
         for url, code in ((CLOSED, 3), ("nonsense", 2), ("ftp://127.0.0.1", 2)):
             with self.subTest(url=url):
-                self.assertEqual(run("verify", url, "--timeout", "1")[0], code)
+                self.assertEqual(call("verify", url, "--timeout", "1")[0], code)
         with Script(reply(200, b"<html>hello</html>", "text/html")) as web:
             self.assertEqual(verify(web.url)[0], 5)
         with Script(b"SSH-2.0-OpenSSH_9.2\r\n") as ssh:
