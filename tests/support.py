@@ -201,12 +201,12 @@ class Patient:
 
 # --- processes
 
-def run(*arguments, **settings):
-    """Run the command line; (exit code, standard output, standard error). ``env`` is added to the environment."""
-    python = settings.pop("python", (sys.executable, "-W", "error"))
-    environment = dict(os.environ, **settings.pop("env", {}))
-    done = subprocess.run(list(python) + [FILE] + list(arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          timeout=60, env=environment, **settings)
+def run(*arguments, python=None, env=None):
+    """Run the command line; (exit code, standard output, standard error). ``env`` is added to the environment; a
+    ``python`` gets the file as its argument, else it is run as a module, whose bytecode is at hand."""
+    command = list(python) + [FILE] if python else [sys.executable, "-W", "error", "-m", "imds"]
+    done = subprocess.run(command + list(arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+                          env=dict(os.environ, **(env or {})), cwd=ROOT)
     return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
 
 
