@@ -218,6 +218,7 @@ class Rules(Case):
         nan, inf = float("nan"), float("inf")
         for settings in ({"kind": None}, {"kind": ["Reboot"]}, {"kind": "Restart"}, {"source": None}, {"source": "Me"},
                          {"resources": "web_1"}, {"resources": [None]}, {"resources": {"a": 1}}, {"resources": ["\ud800"]},
+                         {"resources": [""]}, {"resources": ["web_1", ""]},
                          {"after": nan}, {"after": inf}, {"at": inf}, {"at": nan}, {"at": -1}, {"after": 1e18}, {"at": 1e18},
                          {"after": "5"}, {"after": True}, {"after": 1, "at": START}, {"duration": 1.5}, {"duration": "5"},
                          {"duration": True}, {"duration": -7}, {"duration": 10 ** 30}, {"description": 5},
@@ -246,6 +247,11 @@ class Life(Case):
         self.bench.schedule("Freeze")
         self.clock.now += 100000  # both start, the one is gone, the other is gone
         self.assertEqual(self.list(), {"DocumentIncarnation": 6, "Events": []})
+
+    def test_one_that_lasts_no_time(self):
+        self.bench.schedule("Freeze", after=5, lasts=0)
+        self.clock.now += 5
+        self.assertEqual(self.list(), {"DocumentIncarnation": 3, "Events": []})  # it starts once, and not for ever
 
     def test_each_moment_in_its_turn(self):
         """What is due at one time is one change; what is due at another is another."""
