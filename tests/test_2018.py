@@ -145,6 +145,8 @@ class AsOf2018(unittest.TestCase):
             ("GET", INSTANCE + "/compute/nope?api-version=2017-08-01", OK, 404, '{ "error": "Not found" }'),
             ("GET", INSTANCE + "/Compute?api-version=2017-08-01", OK, 404, '{ "error": "Not found" }'),
             ("PUT", INSTANCE, OK, 405, '{ "error": "Not allowed" }'), ("DELETE", INSTANCE, OK, 405, '{ "error": "Not allowed" }'),
+            ("POST", INSTANCE, OK, 405, '{ "error": "Not allowed" }'), ("POST", INSTANCE, {}, 400, header),
+            ("POST", "/METADATA/instance", OK, 400, None), ("POST", "/METADATA/instance", {}, 400, None),  # outside
             ("HEAD", INSTANCE, OK, 405, '{ "error": "Not allowed" }'),
             ("HEAD", "/metadata/versions", {}, 405, '{ "error": "Not allowed" }'),
             ("HEAD", "/", {}, 400, None), ("PUT", "/x", {}, 400, None),

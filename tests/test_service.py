@@ -47,6 +47,8 @@ class Rules(unittest.TestCase):
         ("PUT", INSTANCE + V, OK, 405, NOT_ALLOWED),
         ("OPTIONS", INSTANCE + V, OK, 405, NOT_ALLOWED),
         ("POST", INSTANCE + V, OK, 405, NOT_ALLOWED),
+        ("POST", INSTANCE, OK, 405, NOT_ALLOWED),  # before the version,
+        ("POST", INSTANCE, {}, 400, HEADER_BODY),  # but not before the header
         ("PATCH", "/metadata", {}, 405, NOT_ALLOWED),  # before the header
         ("POST", "/metadata", OK, 400, VERSION_BODY),  # which takes a POST, if there were one thing to post
         ("POST", "/metadata" + V + "&format=text", OK, 405, NOT_ALLOWED),
@@ -57,6 +59,7 @@ class Rules(unittest.TestCase):
         ("GET", "/doesnotexist", {}, 404, PAGE),
         ("GET", "/latest/meta-data/", OK, 404, PAGE),
         ("POST", "/x", OK, 404, PAGE),
+        ("POST", "/x/instance" + V, OK, 404, PAGE),
         ("GET", "/metadatax", OK, 404, PAGE),
         ("GET", "/Metadata/instance" + V, OK, 200, ANY),
         ("GET", "/Metadata/Instance" + V, OK, 404, NOT_FOUND),
@@ -230,6 +233,7 @@ class Targets(unittest.TestCase):
             ("/metadata/%ff", "metadata %ff", None, "%ff", {}, "target"),
             ("/metadata/%00", "metadata %00", None, "%00", {}, "target"),
             ("//metadata/./", "metadata .", None, ".", {}, None),
+            ("/x/instance", "x instance", None, "instance", {}, None), ("/instance", "instance", None, "", {}, None),
         ):
             with self.subTest(target=target):
                 asked = imds.parse_target(target)
