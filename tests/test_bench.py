@@ -569,10 +569,10 @@ class Journal(unittest.TestCase):
     def test_it_costs_little(self):
         asked = imds.Request("GET", INSTANCE, {"metadata": "true"})
         exchange = self.bench.respond(asked)
-        begun = time.perf_counter()
+        begun = time.process_time()
         for _ in range(2000):
             imds.masked(exchange)
-        self.assertLess((time.perf_counter() - begun) / 2000, 50e-6)
+        self.assertLess((time.process_time() - begun) / 2000, 50e-6)
         self.assertEqual(claims(self.token())[0]["alg"], "RS256")
 
     def token(self):

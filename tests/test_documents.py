@@ -892,11 +892,11 @@ class Redact(unittest.TestCase):
                 imds.redact(odd)
 
     def test_a_thousand_subnets(self):
-        begun = time.perf_counter()
+        begun = time.process_time()
         imds.redact({"network": {"interface": [{"ipv4": {
             "ipAddress": [{"privateIpAddress": "10.%d.%d.4" % divmod(number, 256)}],
             "subnet": [{"address": "10.%d.%d.0" % divmod(number, 256), "prefix": "24"}]}} for number in range(1000)]}})
-        self.assertLess(time.perf_counter() - begun, 1.5)
+        self.assertLess(time.process_time() - begun, 1.5)
 
     def test_subnets_stay_networks(self):
         subnets = [("10.0.0.0", "24"), ("10.0.1.0", "24"), ("10.0.2.128", "25"), ("10.9.0.0", "16"), ("192.168.0.0", "20"),
@@ -961,11 +961,11 @@ class Redact(unittest.TestCase):
                 imds.redact(vm)
 
     def test_ten_thousand_tags_and_nine_hundred_levels(self):
-        begun = time.perf_counter()
+        begun = time.process_time()
         compute = {"tagsList": [{"name": "name%d" % number, "value": "value %d" % number} for number in range(10000)],
                    "tags": ";".join("name%d:value %d" % (number, number) for number in range(10000))}
         redacted = imds.redact({"compute": compute})["instance"]["compute"]
-        self.assertLess(time.perf_counter() - begun, 2)  # 17 seconds once
+        self.assertLess(time.process_time() - begun, 2)  # 17 seconds once
         self.assertEqual(len(set(redacted["tags"].split(";"))), 10000)
         self.assertEqual(redacted["tags"].split(";")[7], "%(name)s:%(value)s" % redacted["tagsList"][7])
         node = "contoso"

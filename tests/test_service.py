@@ -708,10 +708,10 @@ class Token(unittest.TestCase):
         one = service(identities=["user:%d" % number for number in range(1000)])
         wanted = "&client_id=" + one.identities()[777]["clientId"]
         self.answer(wanted, one)
-        begun = time.perf_counter()
+        begun = time.process_time()
         for _ in range(100):
             self.answer(wanted, one)
-        self.assertLess(time.perf_counter() - begun, 0.2)  # 1.2 seconds once
+        self.assertLess(time.process_time() - begun, 0.2)  # 1.2 seconds once
 
     def test_the_key_is_published_and_only_its_public_half(self):
         one = service()
@@ -899,7 +899,7 @@ class Speed(unittest.TestCase):
         ):
             with self.subTest(target=target):
                 ask(target, headers, of=one)
-                begun = time.perf_counter()
+                begun = time.process_time()
                 for _ in range(count):
                     ask(target, headers, of=one)
-                self.assertLess((time.perf_counter() - begun) / count, limit)
+                self.assertLess((time.process_time() - begun) / count, limit)
