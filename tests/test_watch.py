@@ -366,14 +366,21 @@ class Handlers(Case):
     def path(self, name):
         return os.path.join(self.folder, name)
 
+    def state(self, number):
+        """What a process does, as in /proc: "S" if it waits in the system; "" where that can't be had."""
+        try:
+            with open("/proc/%d/stat" % number) as file:
+                return file.read().rpartition(")")[2].split()[0]
+        except OSError:
+            return ""
+
     def has_ended(self, name):
         """Whether the process has whose id is in a file. Whoever adopted it may not have looked at its exit code yet."""
         try:
             os.kill(int(self.read(name)), 0)
-            with open("/proc/%s/stat" % self.read(name).strip()) as file:
-                return file.read().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             return True
+        return self.state(int(self.read(name))) in ("Z", "")
 
     def read(self, name):
         try:
@@ -500,7 +507,8 @@ class Handlers(Case):
             vm.schedule("Reboot")
             process = self.watch(vm.url, "--exec", "true")
             vm.wait_for("/metadata/instance")
-            time.sleep(0.1)  # until it waits in the system: Python handles a signal just before that only after it
+            # Until it waits in the system: Python handles a signal just before that only after it.
+            self.until(lambda: self.state(process.pid) in "S")
             begun = time.monotonic()
             self.end(process, signal.SIGTERM)
             self.assertLess(time.monotonic() - begun, 1)
@@ -727,12 +735,12 @@ class Handlers(Case):
             return reply() if "/instance" in request else listed(event("E1"), event("E2"), event("E3"))
 
         with Script(answer) as server:
-            waits = "touch %s/$EVENT_ID; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.folder, self.path("go"))
+            waits = "echo $$ >%s/$EVENT_ID; for _ in $(seq 500); do [ -e %s ] && break; sleep 0.02; done" % (self.folder, self.path("go"))
             process = self.watch(server.url, "--exec", waits)
-            self.until(lambda: len(os.listdir(self.folder)) == 3)
+            self.until(lambda: all(map(self.read, ("E1", "E2", "E3"))))
             process.send_signal(signal.SIGSTOP)  # so that it sees all of them end at once
             open(self.path("go"), "w").close()
-            time.sleep(0.3)
+            self.until(lambda: all(map(self.has_ended, ("E1", "E2", "E3"))))
             process.send_signal(signal.SIGCONT)
             self.until(lambda: len(posts) >= 4)
             before = len(server.requests)
