@@ -298,8 +298,10 @@ class WaitFor(unittest.TestCase):
 
     def test_for_ever(self):
         with imds.Emulator() as vm:
-            threading.Timer(0.1, vm.get, ["compute/name"]).start()
+            thread = threading.Timer(0.1, vm.get, ["compute/name"])
+            thread.start()
             self.assertEqual(len(vm.wait_for("instance", timeout=float("inf"))), 1)
+            thread.join()  # it has not read its answer yet
             self.assertRaises(ValueError, vm.wait_for, "instance", timeout=float("nan"))
 
     def test_a_reset_while_it_waits(self):
@@ -307,13 +309,17 @@ class WaitFor(unittest.TestCase):
             vm.get("compute/name")
 
             def reset():
-                time.sleep(0.1)
+                end = time.monotonic() + 5
+                while not vm._bench.watchers and time.monotonic() < end:
+                    time.sleep(0.005)
                 vm.reset()
                 vm.get("compute/name")
 
-            threading.Thread(target=reset).start()
-            self.assertRaises(AssertionError, vm.wait_for, "instance", times=2, timeout=0.5)
-            self.assertEqual(len(vm.wait_for("instance")), 1)
+            thread = threading.Thread(target=reset)
+            thread.start()
+            self.assertRaises(AssertionError, vm.wait_for, "instance", times=2, timeout=0.3)
+            thread.join()
+            self.assertEqual(len(vm.wait_for("instance", timeout=0)), 1)
 
 
 class Reset(unittest.TestCase):
