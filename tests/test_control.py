@@ -365,7 +365,7 @@ class Ctl(unittest.TestCase):
         self.assertEqual(call("ctl", "--url", self.vm.url + "/imds/", "faults")[:2], (0, "[]\n"))
         self.assertEqual(call("ctl", "--url", CLOSED + "/imds", "--timeout", "0.3", "faults")[0], 3)
         with imds.Emulator() as vm:
-            self.assertEqual(call("ctl", "--url", vm.url + "/imds", "--timeout", "0.3", "faults")[0] in (1, 5), True)
+            self.assertEqual(call("ctl", "--url", vm.url + "/imds", "--timeout", "0.3", "faults")[0], 1)
 
     def test_text_stays_text(self):
         self.assertEqual(call("ctl", "--url", self.vm.url, "fail", "playbook=404")[0], 0)
