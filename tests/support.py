@@ -25,6 +25,7 @@ OK = {"metadata": "true"}
 V = "?api-version=2021-02-01"
 VAULT = "&resource=https%3A%2F%2Fvault.azure.net"
 TOKEN = "/metadata/identity/oauth2/token?api-version=2018-02-01"
+EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 NOW = 1770462286  # Sat, 07 Feb 2026 11:04:46 GMT, when the header block of test_service was recorded
 DOCUMENT = json.dumps(imds.make_vm("linux")).encode()
 

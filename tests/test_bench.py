@@ -10,10 +10,9 @@ import unittest
 from unittest import mock
 
 import imds
-from tests.support import NOW, TOKEN, VAULT, Steps, V, ask, bench, claims, document
+from tests.support import EVENTS, NOW, TOKEN, VAULT, Steps, V, ask, bench, claims, document
 
 INSTANCE = "/metadata/instance" + V
-EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 
 
 def request(target=INSTANCE, verb="GET", headers=(), body=b"", version="HTTP/1.1"):

@@ -9,10 +9,9 @@ import unittest
 import urllib.request
 
 import imds
-from tests.support import OK, TARGET, TOKEN, VAULT, Steps, V, ask, bench, run
+from tests.support import EVENTS, OK, TARGET, TOKEN, VAULT, Steps, V, ask, bench, run
 
 NAME = "/metadata/instance/compute/name"
-EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 
 
 def send(vm, target, headers=OK, body=None):

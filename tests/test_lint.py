@@ -4,7 +4,7 @@ import sys
 import unittest
 
 import imds
-from tests.support import NOW, OK, TARGET, TOKEN, VAULT, Steps, V, ask, bench, run
+from tests.support import EVENTS, NOW, OK, TARGET, TOKEN, VAULT, Steps, V, ask, bench, run
 
 ME = {"metadata": "true", "user-agent": "me/1"}
 NAMED, OTHER = {"user-agent": "me/1"}, {"metadata": "true", "user-agent": "other"}
@@ -12,7 +12,6 @@ UNKNOWN = "/metadata/instance?api-version=2999-01-01"
 ROOT = "/metadata/instance" + V
 NEWEST = "/metadata/instance?api-version=2025-04-07"
 LEAF = "/metadata/instance/compute/%s?api-version=2025-04-07&format=text"
-EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 DIGITAL_OCEAN = "/metadata/v1.json"  # where that cloud's programs ask at the same address
 RESOURCE = TOKEN + "&resource=https%3A%2F%2Fmanagement.azure.com"
 

@@ -9,9 +9,7 @@ import unittest
 import urllib.request
 
 import imds
-from tests.support import OK, Serve, call, run
-
-EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
+from tests.support import EVENTS, OK, Serve, call, run
 
 
 def ask(vm, target, body=None):
