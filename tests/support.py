@@ -331,31 +331,6 @@ def call(*arguments):
     return code, out.buffer.getvalue().decode("utf-8"), errors.getvalue()
 
 
-@contextlib.contextmanager
-def serving(*arguments):
-    """`serve --quiet` on a free port, in a thread of this process: [its Emulator], and what call() returns at the end."""
-    said, ready, over = [], threading.Event(), threading.Event()
-
-    def wait(vm, seconds=None):
-        said.append(vm)
-        ready.set()
-        over.wait(30)
-        return False
-
-    with mock.patch.object(imds.Emulator, "wait", wait):
-        thread = threading.Thread(target=lambda: said.extend(call("serve", "--port", "0", "--quiet", *arguments)) or ready.set())
-        thread.start()
-        try:
-            ready.wait(10)
-            if not said or not isinstance(said[0], imds.Emulator):
-                thread.join()
-                raise AssertionError("it does not serve: %r" % said)
-            yield said
-        finally:
-            over.set()
-            thread.join()
-
-
 def reserved_port(case):
     """A port at which nobody listens, and which nobody else gets while the test lasts; an Emulator may have it."""
     holder = socket.socket()

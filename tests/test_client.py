@@ -20,7 +20,7 @@ from unittest import mock
 import imds
 from tests.support import CLOSED, DOCUMENT, HTML, JSON, TEXT, XML, Patient, Script, claims, reply, reserved_port
 
-VAULT = "https://vault.azure.net"
+RESOURCE = "https://vault.azure.net"
 TOKEN_PATH = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net"
 NO_EVENTS = reply(200, b'{"DocumentIncarnation":1,"Events":[]}')
 EVENT = ('{"EventId":"E1","EventStatus":"%s","EventType":"Reboot","ResourceType":"VirtualMachine","Resources":["avset2"],'
@@ -31,7 +31,7 @@ SILENCE = [b""] * 4
 def token_answer(**values):
     """An answer with a token, some of its values others."""
     answer = dict({"access_token": "secret", "client_id": "c", "expires_in": "86400", "expires_on": "1700086400",
-                   "ext_expires_in": "86399", "not_before": "1699999700", "resource": VAULT, "token_type": "Bearer"}, **values)
+                   "ext_expires_in": "86399", "not_before": "1699999700", "resource": RESOURCE, "token_type": "Bearer"}, **values)
     return reply(200, json.dumps({name: value for name, value in answer.items() if value is not None}).encode())
 
 
@@ -420,7 +420,7 @@ class Answers(Case):
         deep = ('{"access_token":"hush","expires_in":"86400","x":%s%s}' % ("[" * 905, "]" * 905)).encode()
 
         def down(levels, client):
-            return down(levels - 1, client) if levels else error_of(client.token, VAULT)
+            return down(levels - 1, client) if levels else error_of(client.token, RESOURCE)
 
         # From Python 3.12 on C code has a limit of its own, and the answer can be read.
         for answer in ([] if sys.version_info >= (3, 12) else [reply(200, deep)]) + [reply(400, deep)]:
@@ -478,7 +478,7 @@ class Patience(Case):
 
     def test_of_the_token_path_too(self):
         def ask(client):
-            return client.token(VAULT)
+            return client.token(RESOURCE)
 
         for first in (reply(404, b'{"error":"Not Found"}'), reply(410, b""), reply(429, b"{}"), reply(500, b""), None):
             result, pauses, requests = self.call(ask, first, token_answer())
@@ -988,20 +988,20 @@ class Events(Case):
 class Tokens(Case):
     def test_token(self):
         with imds.Emulator(identities=["system", "user:app"]) as vm:
-            token = imds.token(VAULT, endpoint=vm.url)
-            self.assertEqual(claims(token)[1]["aud"], VAULT)
+            token = imds.token(RESOURCE, endpoint=vm.url)
+            self.assertEqual(claims(token)[1]["aud"], RESOURCE)
             app = vm.identities[1]
             for settings in ({"client_id": app["clientId"]}, {"object_id": app["objectId"]},
                              {"msi_res_id": app["resourceId"]}, {"mi_res_id": app["resourceId"]}):
-                token = imds.token(VAULT, endpoint=vm.url, **settings)
+                token = imds.token(RESOURCE, endpoint=vm.url, **settings)
                 self.assertEqual(claims(token)[1]["appid"], app["clientId"])
             vm.identities = ["user:one", "user:two"]
             with self.assertRaises(imds.Refused) as caught:
-                imds.Client(vm.url).token(VAULT)
+                imds.Client(vm.url).token(RESOURCE)
             self.assertIn("Multiple user assigned identities", str(caught.exception))
             vm.identities = []
             with self.assertRaises(imds.Refused):
-                imds.Client(vm.url).token(VAULT)
+                imds.Client(vm.url).token(RESOURCE)
         with self.assertRaises(TypeError):
             imds.Client().token("x", name="y")
 
@@ -1009,12 +1009,12 @@ class Tokens(Case):
         lines, patient = [], Patient()
         with imds.Emulator(log=lines.append) as vm:
             client = patient.client(vm.url)
-            first = client.token(VAULT)
+            first = client.token(RESOURCE)
             patient.now += 86000
-            self.assertEqual(client.token(VAULT), first)
+            self.assertEqual(client.token(RESOURCE), first)
             self.assertEqual(len(lines), 1)
             patient.now += 200
-            client.token(VAULT)
+            client.token(RESOURCE)
             client.token("https://storage.azure.com")
             self.assertEqual(len(lines), 3)
             self.assertNotIn(first, "".join(lines))
@@ -1024,10 +1024,10 @@ class Tokens(Case):
         patient, counts = Patient(), []
         with Script(lambda request: token_answer(access_token="t%d" % len(server.requests), expires_on=None)) as server:
             client = patient.client(server.url)
-            client.token(VAULT)
+            client.token(RESOURCE)
             for step in steps:
                 step(patient)
-                self.assertEqual(client.token(VAULT), "t%d" % len(server.requests))
+                self.assertEqual(client.token(RESOURCE), "t%d" % len(server.requests))
                 counts.append(len(server.requests))
         return counts
 
@@ -1050,36 +1050,36 @@ class Tokens(Case):
             patient, bad = Patient(), []
             with Script(lambda request: failure if bad else token_answer(expires_on=None)) as server:  # noqa: B023
                 client = patient.client(server.url)
-                client.token(VAULT)
+                client.token(RESOURCE)
                 patient.now, bad = 86400 - 250, [True]
-                self.assertEqual(client.token(VAULT), "secret")
+                self.assertEqual(client.token(RESOURCE), "secret")
                 asked = len(server.requests)
                 self.assertGreater(asked, 1)
                 patient.now += 5
-                self.assertEqual(client.token(VAULT), "secret")
+                self.assertEqual(client.token(RESOURCE), "secret")
                 self.assertEqual(len(server.requests), asked)  # not at each call
                 patient.now = 86400 - 100
-                self.assertEqual(client.token(VAULT), "secret")
+                self.assertEqual(client.token(RESOURCE), "secret")
                 patient.now = 86400.0
                 with self.assertRaises(imds.Error):
-                    client.token(VAULT)
+                    client.token(RESOURCE)
 
     def test_it_is_not_kept_beyond_its_end(self):
         patient = Patient()
         with Script(token_answer(expires_in="310", expires_on=None), reply(503, b"")) as server:
             client = patient.client(server.url)
-            client.token(VAULT)
+            client.token(RESOURCE)
             patient.now += 305
-            self.assertIsInstance(error_of(client.token, VAULT), imds.Unavailable)
+            self.assertIsInstance(error_of(client.token, RESOURCE), imds.Unavailable)
 
     def test_threads_have_the_kept_one_while_it_is_renewed(self):
         with imds.Emulator() as vm:
             now = [time.time()]
             client, tokens = imds.Client(vm.url, deadline=1, clock=lambda: now[0]), []
-            first = client.token(VAULT)
+            first = client.token(RESOURCE)
             now[0] += 86400 - 250
             vm.fail("identity: hang always")
-            threads = [threading.Thread(target=lambda: tokens.append(client.token(VAULT))) for _ in range(10)]
+            threads = [threading.Thread(target=lambda: tokens.append(client.token(RESOURCE))) for _ in range(10)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -1090,7 +1090,7 @@ class Tokens(Case):
     def test_threads_share_one_that_does_not_last(self):
         with Script([b""] * 2 + [token_answer(expires_in="200", expires_on=None)], pace=0.1) as server:
             client, tokens, begun = imds.Client(server.url, deadline=2), [], time.monotonic()
-            threads = [threading.Thread(target=lambda: tokens.append(client.token(VAULT))) for _ in range(20)]
+            threads = [threading.Thread(target=lambda: tokens.append(client.token(RESOURCE))) for _ in range(20)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -1101,10 +1101,10 @@ class Tokens(Case):
     def test_each_thread_has_its_own_patience(self):
         with imds.Emulator(faults=["identity: 503 for 1.2s"]) as vm:
             client, ends = imds.Client(vm.url, deadline=1.2), []
-            early = threading.Thread(target=lambda: ends.append(error_of(client.token, VAULT)))
+            early = threading.Thread(target=lambda: ends.append(error_of(client.token, RESOURCE)))
             early.start()
             time.sleep(0.7)
-            self.assertTrue(client.token(VAULT))
+            self.assertTrue(client.token(RESOURCE))
             early.join()
 
     def test_a_signal_handler_may_want_the_same(self):
@@ -1115,12 +1115,12 @@ class Tokens(Case):
             def ask(*arguments):
                 if not inner:
                     inner.append("")
-                    inner[0] = client.token(VAULT)
+                    inner[0] = client.token(RESOURCE)
                 return new_token(*arguments)
 
             new_token = client._new_token
             with mock.patch.object(client, "_new_token", ask):
-                self.assertEqual(client.token(VAULT), inner[0])
+                self.assertEqual(client.token(RESOURCE), inner[0])
 
     def test_a_renewal_that_is_worse_leaves_the_kept_one(self):
         for worse in (token_answer(access_token="worse", expires_in="0", expires_on=None),
@@ -1129,9 +1129,9 @@ class Tokens(Case):
             patient = Patient()
             with Script(token_answer(expires_in="600", expires_on=None), worse) as server:
                 client = patient.client(server.url)
-                client.token(VAULT)
+                client.token(RESOURCE)
                 patient.now += 400
-                self.assertEqual([client.token(VAULT) for _ in range(3)], ["secret"] * 3)
+                self.assertEqual([client.token(RESOURCE) for _ in range(3)], ["secret"] * 3)
                 self.assertEqual(len(server.requests), 2)  # and not at each call
 
     def test_none_is_good_for_years(self):
@@ -1139,15 +1139,15 @@ class Tokens(Case):
         with Script(token_answer(expires_in="86400000", expires_on=None)) as server:
             client = patient.client(server.url)
             for _ in range(2):
-                client.token(VAULT)
+                client.token(RESOURCE)
                 patient.now += 2 * 86400
-            client.token(VAULT)
+            client.token(RESOURCE)
             self.assertEqual(len(server.requests), 3)
 
     def test_threads_ask_once(self):
         with imds.Emulator(faults=["identity: delay 200ms"]) as vm:
             client, tokens = imds.Client(vm.url), []
-            threads = [threading.Thread(target=lambda: tokens.append(client.token(VAULT))) for _ in range(12)]
+            threads = [threading.Thread(target=lambda: tokens.append(client.token(RESOURCE))) for _ in range(12)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -1158,7 +1158,7 @@ class Tokens(Case):
     def test_threads_fail_together(self):
         with imds.Emulator(faults=["identity: delay 200ms 400 always"]) as vm:
             client, errors, begun = imds.Client(vm.url), [], time.monotonic()
-            threads = [threading.Thread(target=lambda: errors.append(error_of(client.token, VAULT))) for _ in range(12)]
+            threads = [threading.Thread(target=lambda: errors.append(error_of(client.token, RESOURCE))) for _ in range(12)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -1166,15 +1166,15 @@ class Tokens(Case):
             self.assertEqual(([type(each) for each in errors], len(set(map(str, errors)))), ([imds.Refused] * 12, 1))
             self.assertLess(len(vm.requests), 12)  # who comes later asks for himself
             self.assertLess(time.monotonic() - begun, 2)
-            self.assertIsInstance(error_of(client.token, VAULT), imds.Refused)
+            self.assertIsInstance(error_of(client.token, RESOURCE), imds.Refused)
             vm.recover()
-            self.assertTrue(client.token(VAULT))
+            self.assertTrue(client.token(RESOURCE))
 
     def test_threads_that_waited_in_vain_say_why(self):
         for status in (410, 500):
             with imds.Emulator(faults=["identity: %d always" % status]) as vm:
                 client, errors = imds.Client(vm.url, deadline=0.6), []
-                threads = [threading.Thread(target=lambda: errors.append(error_of(client.token, VAULT)))  # noqa: B023
+                threads = [threading.Thread(target=lambda: errors.append(error_of(client.token, RESOURCE)))  # noqa: B023
                            for _ in range(4)]
                 for thread in threads:
                     thread.start()
@@ -1187,30 +1187,30 @@ class Tokens(Case):
         turn.acquire()
         client = imds.Client(CLOSED, deadline=0.1)
         with mock.patch.object(client, "_turns", mock.Mock(setdefault=lambda key, lock: turn)):
-            self.assertIn("another thread", str(error_of(client.token, VAULT)))
+            self.assertIn("another thread", str(error_of(client.token, RESOURCE)))
 
     def test_it_stays_with_its_endpoint(self):
         port = reserved_port(self)
         with imds.Emulator(port=port, identities=["user:one"]) as vm, mock.patch.dict(os.environ, vm.environ):
-            first = imds.token(VAULT)
+            first = imds.token(RESOURCE)
             vm.clock.advance(25 * 3600)
-            self.assertNotEqual(imds.token(VAULT), first)
+            self.assertNotEqual(imds.token(RESOURCE), first)
             vm.identities = []
-            self.assertRaises(imds.Refused, imds.token, VAULT)
-            self.assertRaises(imds.Refused, imds.token, VAULT, endpoint=vm.url)
+            self.assertRaises(imds.Refused, imds.token, RESOURCE)
+            self.assertRaises(imds.Refused, imds.token, RESOURCE, endpoint=vm.url)
         with imds.Emulator(port=port, identities=["user:two"]) as vm:
             for settings in ({}, {"AZURE_IMDS_ENDPOINT": vm.url}):
                 with mock.patch.dict(os.environ, settings):
-                    token = imds.token(VAULT, endpoint=None if settings else vm.url)
+                    token = imds.token(RESOURCE, endpoint=None if settings else vm.url)
                 self.assertEqual(claims(token)[1]["appid"], vm.identities[0]["clientId"])
 
     def test_of_the_vm_itself_it_is_shared(self):
         with imds.Emulator() as vm, mock.patch.dict(os.environ, clear=True):
             here = imds.Client(vm.url)
             with mock.patch.object(imds, "_client_of_this_vm", lambda: here):
-                self.assertEqual(imds.token(VAULT), imds.token(VAULT))
+                self.assertEqual(imds.token(RESOURCE), imds.token(RESOURCE))
                 for settings in ({"endpoint": ""}, {"timeout": 0}, {"deadline": 0}):
-                    self.assertRaises(ValueError, imds.token, VAULT, **settings)
+                    self.assertRaises(ValueError, imds.token, RESOURCE, **settings)
             self.assertEqual(len(vm.requests), 1)
         self.assertIs(imds._client_of_this_vm(), imds._client_of_this_vm())
         self.assertEqual(imds._client_of_this_vm().endpoint, "http://169.254.169.254")
@@ -1239,11 +1239,11 @@ class Tokens(Case):
             patient = Patient(now)
             with self.subTest(values=values), Script(token_answer(**values)) as server:
                 client = patient.client(server.url)
-                client.token(VAULT)
+                client.token(RESOURCE)
                 for at, requests in ((seconds - 301, 1), (seconds - 299, 2)):
                     patient.now = at
                     with contextlib.suppress(imds.Error):
-                        client.token(VAULT)
+                        client.token(RESOURCE)
                     self.assertEqual(len(server.requests), requests)
 
     def test_what_is_not_a_token(self):
@@ -1261,10 +1261,10 @@ class Tokens(Case):
 
     def test_its_answer_is_all_text(self):
         with Script(token_answer(expires_in=3600, more={"a": 1}, flag=True)) as server:
-            answer = imds.Client(server.url).token_answer(VAULT)
+            answer = imds.Client(server.url).token_answer(RESOURCE)
         self.assertEqual(answer["expires_in"], "3600")
         with Script(reply(200, b'{"access_token":"t","expires_in":"5","client_id":null}')) as server:
-            self.assertEqual(imds.Client(server.url).token_answer(VAULT)["client_id"], "")
+            self.assertEqual(imds.Client(server.url).token_answer(RESOURCE)["client_id"], "")
         self.assertTrue(all(isinstance(value, str) for value in answer.values()))
 
 
@@ -1319,7 +1319,7 @@ class Secrets(unittest.TestCase):
 
     def test_errors(self):
         for at, answer in enumerate(self.answers()):
-            for call in (lambda client: client.token(VAULT), lambda client: client.token_answer(VAULT, client_id="x"),
+            for call in (lambda client: client.token(RESOURCE), lambda client: client.token_answer(RESOURCE, client_id="x"),
                          lambda client: client.get(TOKEN_PATH), lambda client: client.get("/metadata/identity/info")):
                 with Script(answer) as server:
                     client = Patient().client(server.url, deadline=2)
@@ -1336,16 +1336,16 @@ class Secrets(unittest.TestCase):
     def test_what_is_kept_and_how_it_shows(self):
         with Script(token_answer(access_token=SECRET)) as server:
             client = imds.Client(server.url)
-            client.token(VAULT)
+            client.token(RESOURCE)
             self.assertNotIn(SECRET, repr(client) + repr(vars(client)))
 
     def test_words_of_the_contract_may_be_shown(self):
         with Script(reply(400, b'{"error":"invalid_request","error_description":"Identity not found"}')) as server:
-            error = error_of(imds.Client(server.url).token, VAULT)
+            error = error_of(imds.Client(server.url).token, RESOURCE)
         self.assertIn("Identity not found", str(error))
         self.assertEqual(error.body, '{"error":"invalid_request","error_description":"Identity not found"}')
         with Script(reply(400, b'{"error":"invalid_request","error_description":"Identity not found","x":"y"}')) as server:
-            self.assertIsNone(error_of(imds.Client(server.url).token, VAULT).body)
+            self.assertIsNone(error_of(imds.Client(server.url).token, RESOURCE).body)
 
     def test_however_the_path_is_spelled(self):
         for at, path in enumerate(("/metadata/Identity/oauth2/token?x", "/metadata//identity/oauth2/token?x",
@@ -1513,5 +1513,5 @@ class Whole(unittest.TestCase):
         mine = {"type": "user", "clientId": "c", "objectId": "o", "resourceId": "/r"}
         with imds.Emulator({"instance": {}, "identity": {"tenantId": "t", "identities": [mine]}}) as vm:
             self.assertEqual(vm.get("/metadata/identity/info"), {"tenantId": "t"})
-            body = claims(imds.Client(vm.url).token(VAULT))[1]
+            body = claims(imds.Client(vm.url).token(RESOURCE))[1]
         self.assertEqual((body["appid"], body["oid"], body["tid"], body["xms_mirid"]), ("c", "o", "t", "/r"))

@@ -19,9 +19,9 @@ import zipapp
 from unittest import mock
 
 import imds
-from tests.support import CLOSED, FILE, HTML, Script, Serve, call, claims, files, reply, run, serving, signals_kept
+from tests.support import CLOSED, FILE, HTML, Script, Serve, call, claims, files, reply, run, signals_kept
 
-VAULT = "https://vault.azure.net"
+RESOURCE = "https://vault.azure.net"
 # All that Debian's python3-minimal lacks and the file might ask for.
 MINIMAL = r"""
 import sys
@@ -42,6 +42,31 @@ for arguments in (["get", "compute/name"], ["events"], ["token", "x"], ["serve",
         print(arguments[0], end.code)
     sys.stdout.flush()
 """ % os.path.dirname(FILE)
+
+
+@contextlib.contextmanager
+def serving(*arguments):
+    """`serve --quiet` on a free port, in a thread of this process: [its Emulator], and what call() returns at the end."""
+    said, ready, over = [], threading.Event(), threading.Event()
+
+    def wait(vm, seconds=None):
+        said.append(vm)
+        ready.set()
+        over.wait(30)
+        return False
+
+    with mock.patch.object(imds.Emulator, "wait", wait):
+        thread = threading.Thread(target=lambda: said.extend(call("serve", "--port", "0", "--quiet", *arguments)) or ready.set())
+        thread.start()
+        try:
+            ready.wait(10)
+            if not said or not isinstance(said[0], imds.Emulator):
+                thread.join()
+                raise AssertionError("it does not serve: %r" % said)
+            yield said
+        finally:
+            over.set()
+            thread.join()
 
 
 class Case(unittest.TestCase):
@@ -178,7 +203,7 @@ class Get(Case):
     def test_standard_output_that_is_closed(self):
         here = ["--endpoint", self.vm.url]
         for arguments in (["get", "compute"], ["get", "compute/name"], ["events"], ["events", "--json"],
-                          ["token", VAULT], ["token", VAULT, "--json"], ["attested"], ["attested", "--der"],
+                          ["token", RESOURCE], ["token", RESOURCE, "--json"], ["attested"], ["attested", "--der"],
                           ["attested", "--content"], ["snapshot"], ["events", "--watch", "--json"]):
             said = []
             with self.subTest(arguments=arguments), mock.patch.object(sys, "stdout", None):
@@ -711,7 +736,7 @@ class Commands(Case):
 
     def test_token(self):
         with imds.Emulator(identities=["user:one", "user:two"]) as vm:
-            here = (VAULT, "--endpoint", vm.url)
+            here = (RESOURCE, "--endpoint", vm.url)
             code, out, error = call("token", *here)
             self.assertEqual((code, out), (1, ""))
             self.assertIn("Multiple user assigned identities", error)
