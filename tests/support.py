@@ -234,6 +234,20 @@ class Serve:
             self.process.communicate()
 
 
+def is_root():
+    return hasattr(os, "getuid") and os.getuid() == 0
+
+
+def own_network():
+    """The words before a command that is to have a network namespace of its own, or None where that is not allowed."""
+    words = ["unshare", "-n" if is_root() else "-rn"]
+    try:
+        done = subprocess.run(words + ["true"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else words
+
+
 # --- the README, and what is run of it
 
 def readme():

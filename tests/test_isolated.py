@@ -13,7 +13,7 @@ import time
 import unittest
 
 import imds
-from tests.support import FILE, run
+from tests.support import FILE, is_root, own_network, run
 
 ALONE = "[ \"$(grep -c : /proc/net/dev)\" = 1 ] || exit 99; "  # of sh: only in a namespace of its own
 ASK = """
@@ -52,12 +52,7 @@ def works(*command):
         return False
 
 
-def is_root():
-    return hasattr(os, "getuid") and os.getuid() == 0
-
-
-ALLOWED = sys.platform.startswith("linux") and works("unshare", "-n" if is_root() else "-rn", "true")
-isolated = unittest.skipUnless(ALLOWED, "no network namespaces are to be had here")
+isolated = unittest.skipUnless(own_network(), "no network namespaces are to be had here")
 
 
 def python(code, *arguments):

@@ -15,7 +15,7 @@ import unittest
 from unittest import mock
 
 import imds
-from tests.support import ROOT, lay_out, readme
+from tests.support import ROOT, lay_out, own_network, readme
 
 # What differs from run to run, and what takes its place on both sides.
 VOLATILE = (
@@ -40,11 +40,6 @@ def environment(folder, **more):
     return dict(kept, PATH=folder + os.pathsep + os.environ["PATH"], PYTHONIOENCODING="utf-8", **more)
 
 
-def namespaces_are_allowed():
-    return bool(sys.platform == "linux" and shutil.which("unshare") and subprocess.call(
-        ["unshare", "-n" if os.getuid() == 0 else "-rn", "true"], stderr=subprocess.DEVNULL) == 0)
-
-
 def transcript(commands, endpoint):
     """What a shell shows of some commands, each behind its prompt."""
     script = "\n".join("printf '%%s\\n' %s\n%s" % ("'$ " + command.replace("'", "'\\''") + "'", command)
@@ -67,7 +62,7 @@ class Sessions(unittest.TestCase):
                 commands = re.findall(r"^\$ (.*)$", session, re.M)
                 lacking = [need for word, need in NEEDS.items() if word in session and not shutil.which(need)]
                 if commands == ["python3 -m unittest"] or "npm install" in session or lacking or (
-                        "--isolated" in session and not namespaces_are_allowed()):
+                        "--isolated" in session and not own_network()):
                     continue
                 with self.subTest(session=session):
                     if re.search(r"-m imds serve", commands[0]):
