@@ -115,11 +115,11 @@ class BuiltIn(unittest.TestCase):
                                  ("web", "web_%d_OsDisk_1" % number))
 
     def test_no_two_instances_share_what_tells_them_apart(self):
-        vms = [imds.make_vm("scaleset", number=number) for number in range(1000)]
+        vms = [list(leaves(imds.make_vm("scaleset", number=number))) for number in range(1000)]
         for path in ("compute.name", "compute.vmId", "compute.resourceId", "compute.osProfile.computerName",
                      "network.interface[].macAddress", "network.interface[].ipv4.ipAddress[].privateIpAddress",
                      "network.interface[].ipv4.ipAddress[].publicIpAddress"):
-            values = [value for vm in vms for name, value in leaves(vm) if name == path and value]
+            values = [value for vm in vms for name, value in vm if name == path and value]
             self.assertEqual(len(values), len(set(values)), path)
 
     def test_addresses_are_in_their_subnets(self):
