@@ -732,8 +732,8 @@ class Deadlines(Case):
                 self.assertEqual(Patient().client(server.url).get("compute/name"), "avset2")
 
     def test_a_silence_after_a_byte(self):
-        with Script([b"", b"H", b"", b"", b""], pace=0.4) as server:
-            self.assertIsInstance(self.within(0.85, imds.get, endpoint=server.url, deadline=0.5), imds.Unreachable)
+        with Script([b"", b"H", b"", b"", b""], pace=0.6) as server:  # a deadline that began again then would end after 1.3
+            self.assertIsInstance(self.within(1.2, imds.get, endpoint=server.url, deadline=0.7), imds.Unreachable)
 
     def test_a_slow_answer_is_waited_for(self):
         with Script([b"", b"", reply()], pace=0.1) as server:
@@ -1075,8 +1075,8 @@ class Tokens(Case):
     def test_threads_have_the_kept_one_while_it_is_renewed(self):
         with imds.Emulator() as vm:
             now = [time.time()]
-            client, tokens = imds.Client(vm.url, deadline=1, clock=lambda: now[0]), []
-            first = client.token(RESOURCE)
+            client, tokens = imds.Client(vm.url, clock=lambda: now[0]), []
+            first, client.deadline = client.token(RESOURCE), 0.3
             now[0] += 86400 - 250
             vm.fail("identity: hang always")
             threads = [threading.Thread(target=lambda: tokens.append(client.token(RESOURCE))) for _ in range(10)]
