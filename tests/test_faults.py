@@ -107,6 +107,11 @@ class Playbooks(unittest.TestCase):
                         target = path if path.startswith("/") else "/metadata/" + path
                         self.assertEqual(taken(of, 1, target + V, verb), expected)
 
+    def test_once_is_one_request_for_a_token(self):
+        of = bench()
+        of.fail("identity/oauth2/token: 429")
+        self.assertEqual([ask(TOKEN + VAULT, of=of).status for _ in range(2)], [429, 200])
+
     def test_the_first_that_matches_and_is_not_over(self):
         of = bench()
         for playbook in ("instance: 500", "instance/compute: 404 x2", "429"):
@@ -670,8 +675,3 @@ class CommandLine(unittest.TestCase):
             code, out, errors = run(*command + ["--fault", "instance: 5oo"] + tail)
             self.assertEqual((code, out), (2, ""))
             self.assertIn("the playbook 'instance: 5oo' is wrong at 11: where '5oo' stands", errors)
-
-    def test_vault(self):
-        of = bench()
-        of.fail("identity/oauth2/token: 429")
-        self.assertEqual([ask(TOKEN + VAULT, of=of).status for _ in range(2)], [429, 200])
