@@ -4624,13 +4624,15 @@ class Client:
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
         last list again."""
-        failing: "Optional[_Call]" = None  # the first look that failed; those after it share its begin, and its 410
+        failing: "Optional[_Call]" = None  # the first look that failed; those after it share its begin
+        gone: "Optional[float]" = None  # ``timer`` when it last answered 410 since then
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
             call, wait = failing or self._call(MAX_DEAF), max(interval, 1 / RATE_LIMIT)
             row = self._patience("/metadata/scheduledevents")
-            call.least = self._timer() + (NOBODY if self._listed_events or self.deadline else row.answer)
+            call.gone, call.least = None, self._timer() + NOBODY
+            call.longest = 0 if self.timeout or self.deadline else row.answer
             try:
                 document, odd, lost = self._events(call)
                 if last and lost:  # an event that can't be read now is not gone
@@ -4638,10 +4640,10 @@ class Client:
                     kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
                             and ("" in lost or event["EventId"].upper() in lost)]
                     document["Events"] += kept[:MAX_EVENTS]
-                last, failing = document, None
+                last, failing, gone = document, None, None
             except Error as error:
-                failing, odd = call, error
-                left = call.begun + time_for(row, call.begun, call.gone, error) - self._timer()
+                failing, gone, odd = call, call.gone or gone, error
+                left = call.begun + time_for(row, call.begun, gone, error) - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4887,7 +4889,8 @@ class Client:
         while True:
             total, begun, least = row.total if call.gone is None else row.gone, self._timer(), call.least
             try:
-                reply = _transport()(url, body, _Limit(row, max(call.begun + total, least), self._timer))
+                until = max(call.begun + total, least, begun + call.longest)
+                reply = _transport()(url, body, _Limit(row, until, self._timer))
                 failure = _judged(reply, body)
                 if failure is None:
                     return reply
@@ -4943,11 +4946,12 @@ def time_for(row: "Patience", begun: float, gone: "Optional[float]", error: "Err
 
 class _Call:
     """What the requests of one call of the client share. begun: when it began; most: seconds for which it waits because
-    the service asks for it; least: when it ends, if its patience ends before; gone: when the service last answered 410,
-    or None; interrupted: whether a try ended without an answer, or a failing one, and may have done something."""
+    the service asks for it; least: when it ends, if its patience ends before; longest: seconds that a try may take even
+    so; gone: when the service last answered 410, or None; interrupted: whether a try ended without an answer, or a
+    failing one, and may have done something."""
 
     def __init__(self, begun: float, most: float = float("inf")) -> None:
-        self.begun, self.most, self.least = begun, most, 0.0
+        self.begun, self.most, self.least, self.longest = begun, most, 0.0, 0.0
         self.gone, self.interrupted = None, False  # type: Optional[float], bool
 
 

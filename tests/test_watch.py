@@ -201,6 +201,21 @@ class Program(unittest.TestCase):
                 self.assertEqual([type(each) for each in lists], [dict, kind])
                 self.assertTrue(least <= patient.now <= most, patient.now)
 
+    def test_when_it_ends_without_a_first_list(self):
+        for bad in (reply(500, b""), None, reply(410, b""), reply(429, b"", headers=["Retry-After: 9"])):
+            patient = Patient()
+            with Script(bad) as server:
+                lists = self.changes(server.url, 1, patient)
+            self.assertIsInstance(lists[0], (imds.Unavailable, imds.Unreachable))
+            self.assertTrue(120 <= patient.now <= 124, patient.now)
+
+    def test_who_is_gone_after_it_said_that_it_moves(self):
+        patient = Patient()
+        with Script(listed(), reply(410, b"", headers=["Retry-After: 15"]), None) as server:
+            lists = self.changes(server.url, 2, patient)
+        self.assertIsInstance(lists[-1], imds.Unreachable)
+        self.assertTrue(21 <= patient.now <= 24, patient.now)
+
     def test_a_move_that_is_heard_of_between_failures(self):
         class Course(Patient):
             def answer(self, request):
