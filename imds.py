@@ -2648,14 +2648,10 @@ class Bench:
         >>> vm.update({"compute": {"tags": "Department:IT"}})
 
         Where only one of tags and tagsList changes, the other follows. Raises ValueError, and changes nothing, where
-        a value has the wrong shape. Warns of a new name that is nearly a known one.
+        a value has the wrong shape.
         """
-        import warnings
-
         self.service.update(patch)
         self._moment = None
-        for path, meant in misspelled(patch, everything()):
-            warnings.warn("%s is a name that no table knows; did you mean %s?" % (path, meant), stacklevel=3)
 
     def identities(self, identities: "Optional[Iterable[Any]]" = None) -> "List[Dict[str, str]]":
         """Return the managed identities: dicts of type, clientId, objectId and resourceId, all str. ``identities``

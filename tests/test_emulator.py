@@ -196,20 +196,6 @@ class Fixture(Case):
         self.assertEqual(get.call_args[0], ("x",))
         self.assertEqual(get.call_args[1]["deadline"], 2)
 
-    def test_an_update_with_a_name_that_is_nearly_a_known_one(self):
-        vm = imds.Emulator()
-        for patch, words in (({"compute": {"zones": "2"}}, "compute.zones is a name that no table knows; did you mean zone?"),
-                             ({"compute": {"tagsList": [{"nmae": "x"}]}}, "compute.tagsList.0.nmae"),
-                             ({"compute": {"zone": "2", "quiteOther": "x"}}, None)):
-            with self.subTest(patch=patch), warnings.catch_warnings(record=True) as seen:
-                warnings.simplefilter("always")
-                vm.update(patch)
-                self.assertEqual(len(seen), 1 if words else 0)
-                for each in seen:
-                    self.assertIn(words, str(each.message))
-                    self.assertEqual(each.filename, __file__)
-        self.assertEqual(vm.instance["compute"]["zones"], "2")
-
     def test_it_leaves_nothing_behind(self):
         with imds.Emulator() as vm:
             vm.get()
