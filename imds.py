@@ -5916,6 +5916,8 @@ class Doctor:
             self._fact("scheduled events", "on, %d of them" % len(list_in(answer.data, "Events"))
                        if answer.status == 200 else "status %d" % answer.status, "asking turns them on")
         except Unreachable as error:
+            if error.what != "silence":
+                raise
             self._fact("scheduled events", error.what, "the first list may take two minutes")
         return failure
 

@@ -198,8 +198,9 @@ class Verdicts(Worlds):
                 self.assertEqual(doctor.exit_code, 0, doctor.verdict)
                 self.assertEqual([fact[1:] for fact in doctor.facts if fact[0] == "identity"], [(value, meaning)])
                 self.assertTrue(doctor.facts[-1][1].startswith("on, 0 "), doctor.facts[-1])
-        with imds.Emulator(faults=["identity: reset"]) as vm:
-            self.assertEqual(self.doctor(vm.url).exit_code, 3)
+        for playbook in ("identity: reset", "scheduledevents: reset"):
+            with imds.Emulator(faults=[playbook]) as vm:
+                self.assertEqual(self.doctor(vm.url).exit_code, 3)
 
     def test_nobody(self):
         for tag, environ, words in (
