@@ -6195,9 +6195,9 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
 
 def _run_verify(options: "Any") -> int:
     client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), 0.0
-    answers: "Any" = collections.Counter()  # how many came of each kind
-    gone: "List[Error]" = []  # why the last requests had no answer
-    is_imds = False
+    kinds: "List[str]" = []  # of the answers, in order
+    lost: "List[Error]" = []  # why requests had no answer
+    is_imds, judged, untold = False, 0, 0  # judged: how many answers; untold: how many checks had none that tells
 
     def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Any":
         nonlocal last
@@ -6206,14 +6206,13 @@ def _run_verify(options: "Any") -> int:
         try:
             reply = client.ask_once(verb, target, headers)
         except Unreachable as error:
-            answers["none"] += 1
-            gone.append(error)
+            kinds.append("none")
+            lost.append(error)
             client.deadline = client.deadline or 10  # who is silent once need not be waited for so long again
             raise
-        gone.clear()
         is_failing = reply.status in PASSING
         is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
-        answers["failing" if is_failing else "imds" if is_agent or is_like_imds(reply.data) else "other"] += 1
+        kinds.append("failing" if is_failing else "imds" if is_agent or is_like_imds(reply.data) else "other")
         return reply[:3]
 
     rows: "List[Dict[str, str]]" = []
@@ -6221,11 +6220,12 @@ def _run_verify(options: "Any") -> int:
     for row, verdict, why in verify(ask):
         summary[row.mark][verdict] += 1
         asked = "; ".join([row.verb + " " + row.target] + ["%s: %s" % each for each in SENT[row.header].items()])
-        why = why[:300]
         rows.append({"check": row.name, "mark": row.mark, "request": asked, "verdict": verdict, "why": why})
         is_imds |= verdict == "holds" and row.expected not in COMMON
+        untold += verdict == "can't tell" and kinds[judged:][-1:] in (["none"], ["failing"])
+        judged = len(kinds)
         if not options.json:
-            _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why)))
+            _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why[:300])))
     if options.json:
         _print(_json({"url": client.endpoint, "checks": rows, "summary": summary}))
     else:
@@ -6235,12 +6235,13 @@ def _run_verify(options: "Any") -> int:
     if documents and all(why.startswith("status 400, ") for why in documents):
         say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, or take Metadata away?")
     is_wrong = any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
-    is_unsure = (answers["none"] + answers["failing"]) * 2 > sum(answers.values())
-    if gone and is_unsure or len(gone) > 5 and not is_wrong:
-        raise gone[-1]
-    if is_unsure and answers["failing"]:
+    is_unsure = untold * 2 > len(rows)
+    is_silent = is_unsure and kinds.count("none") > kinds.count("failing")
+    if is_silent or kinds[-6:] == ["none"] * 6 and not is_wrong:
+        raise lost[-1]
+    if is_unsure or set(kinds) == {"failing"}:
         raise Unavailable("%s answers little but 410, 429 and 5xx; try again later" % client.endpoint)
-    if not is_imds and not answers["imds"]:
+    if not is_imds and "imds" not in kinds:
         raise NotIMDS("no answer is like one of the service: what answers at %s is not IMDS" % client.endpoint)
     return is_wrong
 

@@ -499,9 +499,16 @@ class Command(unittest.TestCase):
         with imds.Emulator(versions=["2017-04-02"], faults=["HEAD: 429 always"]) as vm:
             self.assertEqual(verify(vm.url)[0], 0)
 
-    def test_one_that_fails_more_often_than_not(self):
-        with imds.Emulator(faults=[{"playbook": "503 p 0.9", "seed": 1}]) as vm:
-            self.assertEqual(verify(vm.url)[0], 4)
+    def test_one_that_fails_where_it_should_refuse(self):
+        with imds.Emulator() as vm:
+            respond = vm._bench.service.respond
+            vm._bench.service.respond = lambda request: (
+                respond(request) if respond(request).status < 400 else vm._bench.service.refuse("failed"))
+            self.assertEqual(verify(vm.url)[0], 1)
+
+    def test_one_of_which_most_is_lost_but_not_the_last(self):
+        with imds.Emulator(faults=["instance: reset x80"]) as vm:
+            self.assertEqual(verify(vm.url)[0], 3)
 
     def test_who_goes_away_in_the_second_half(self):
         vm, judge, count = imds.Emulator().start(), imds.judge, []
