@@ -4455,6 +4455,33 @@ def _default_endpoint() -> str:
     return os.environ.get("AZURE_IMDS_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
 
 
+@functools.lru_cache(maxsize=64)
+def _is_endpoint(url: str) -> bool:
+    found = re.match(ENDPOINT_FORM, url, re.A)
+    return bool(found and int((found.group(2) or ":80")[1:]) <= 65535)
+
+
+@functools.lru_cache(maxsize=64)  # programs ask the same again
+def _target(path: str, endpoint: str) -> str:
+    """The target of a request for ``path``, in any of the forms that ``get`` takes."""
+    if re.match(r"\w+://", path):
+        origin, slash, rest = path.partition("://")[2].partition("/")
+        if "http://" + origin not in (DEFAULT_ENDPOINT, endpoint):
+            raise ValueError("%r is not at the endpoint %s; to ask another, use endpoint http://%s"
+                             % (path, endpoint, origin))
+        path = slash + rest
+    names, question, query = path.partition("?")
+    if names.startswith("/metadata") and (question or not (names + "/").startswith("/metadata/instance/")):
+        return path
+    below = re.sub(r"\A(metadata(/+|\Z))?(instance(/+|\Z))?", "", names.strip("/"))
+    return "/metadata/instance/" + below + question + query
+
+
+@functools.lru_cache(maxsize=64)
+def _quoted(target: str) -> str:
+    return urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
+
+
 def say(line: str) -> None:
     """Write a line to standard error, if that is possible."""
     try:
@@ -4487,8 +4514,7 @@ class Client:
     ) -> None:
         self.endpoint = _default_endpoint() if endpoint is None else endpoint.rstrip("/")
         self._is_led = endpoint is None and "AZURE_IMDS_ENDPOINT" in os.environ  # for messages
-        found = re.match(ENDPOINT_FORM, self.endpoint, re.A)
-        if not found or int((found.group(2) or ":80")[1:]) > 65535:
+        if not _is_endpoint(self.endpoint):
             raise ValueError("the endpoint must be like http://127.0.0.1:%d, not %r%s" % (
                 DEFAULT_PORT, self.endpoint, ", which is the value of AZURE_IMDS_ENDPOINT" if self._is_led else ""))
         for name, seconds in (("timeout", timeout), ("deadline", deadline)):
@@ -4519,7 +4545,7 @@ class Client:
         if format not in (None, "json", "text"):
             raise ValueError("format must be 'json' or 'text', not %r" % format)
         call, document, nodes = self._call(), None, []  # type: _Call, Optional[Dict[str, Any]], List[Any]
-        for target in [self._target(path) for path in paths]:
+        for target in [_target(check(path, str, "path"), self.endpoint) for path in paths]:
             if "?" in target or not target.startswith("/metadata/instance/"):
                 node = _content(self._ask_newest(target, call))
             else:
@@ -4847,20 +4873,6 @@ class Client:
                     raise
                 version = offered[0]
 
-    def _target(self, path: str) -> str:
-        """The target of a request for ``path``, in any of the forms that ``get`` takes."""
-        if re.match(r"\w+://", check(path, str, "path")):
-            origin, slash, rest = path.partition("://")[2].partition("/")
-            if "http://" + origin not in (DEFAULT_ENDPOINT, self.endpoint):
-                raise ValueError("%r is not at the endpoint %s; to ask another, use endpoint http://%s"
-                                 % (path, self.endpoint, origin))
-            path = slash + rest
-        names, question, query = path.partition("?")
-        if names.startswith("/metadata") and (question or not (names + "/").startswith("/metadata/instance/")):
-            return path
-        below = re.sub(r"\A(metadata(/+|\Z))?(instance(/+|\Z))?", "", names.strip("/"))
-        return "/metadata/instance/" + below + question + query
-
     # --- one request, and its tries
 
     def _call(self, most: float = float("inf")) -> "_Call":
@@ -4878,7 +4890,7 @@ class Client:
     def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None, once: bool = False) -> "Reply":
         """Send one request, and again until it is answered or its row of PATIENCE ends; if ``once``, until it may have
         been heard."""
-        url = self.endpoint + urllib.parse.quote(target, safe="%/:=&?~+!$,;'@()*[]")
+        url = self.endpoint + _quoted(target)
         row, pause, silent = self._patience(target), 1.0, 0
         told: "Optional[Error]" = None  # what the service said last
         nobody: "Optional[float]" = None  # since when nobody listens
