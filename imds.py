@@ -1183,11 +1183,16 @@ def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
 
 # --- changes, differences, misspellings
 
+def as_object(node: "Any") -> "Dict[str, Any]":
+    """``node``, or {} if it is no object."""
+    return node if isinstance(node, dict) else {}
+
+
 def merge_patch(target: "Any", patch: "Any") -> "Any":
     """Return ``target`` changed by a JSON merge patch (RFC 7386); neither of the two is altered."""
     if not isinstance(patch, dict):
         return patch
-    result = dict(target) if isinstance(target, dict) else {}
+    result = dict(as_object(target))
     for name, value in patch.items():
         if value is None:
             result.pop(name, None)
@@ -1196,14 +1201,10 @@ def merge_patch(target: "Any", patch: "Any") -> "Any":
     return result
 
 
-def _object(node: "Any") -> "Dict[str, Any]":
-    return node if isinstance(node, dict) else {}
-
-
 def change(instance: "Mapping[str, Any]", patch: "Any") -> "Dict[str, Any]":
     """A complete instance document changed by a merge patch, and complete again. Raises ValueError."""
     check_plain(check(patch, dict, "the patch"), "the patch")
-    return _completed(merge_patch(instance, patch), _object(patch.get("compute")))
+    return _completed(merge_patch(instance, patch), as_object(patch.get("compute")))
 
 
 def _completed(changed: "Any", names: "Iterable[str]") -> "Dict[str, Any]":
@@ -1347,7 +1348,7 @@ class _Redactor:
         self._numbers: "Dict[str, Dict[str, int]]" = {}  # kind -> value -> the number of its stand-in
         self._networks: "Dict[Any, Any]" = {}  # subnet -> its stand-in
         self._next_network = 0x0A100000  # 10.16.0.0
-        compute = _object(_object(parts.get("instance")).get("compute"))
+        compute = as_object(as_object(parts.get("instance")).get("compute"))
         self._published = _published(compute)
         scale_set = compute.get("vmScaleSetName")
         self._set = scale_set if isinstance(scale_set, str) else ""
@@ -1357,7 +1358,7 @@ class _Redactor:
     def clean(self, node: "Any", shown: "Any") -> "Any":
         """``node`` redacted along the template ``shown`` (None: no table knows it)."""
         if isinstance(node, dict):
-            inner = shown if isinstance(shown, dict) else {}
+            inner = as_object(shown)
             if "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
                 inner = inner["loadbalancer"]
             network = self._networks.get(_network(node) if "prefix" in inner else None)
@@ -1560,7 +1561,7 @@ class _Redactor:
 def _published(compute: "Mapping[str, Any]") -> "set[str]":
     """The words of a VM's image that are public, in lower case: those of an image of PUBLISHERS, if they have the form
     of such words (and are no stand-ins). Of an image in a gallery there are none, for its owner chose them."""
-    image = _object(_object(compute.get("storageProfile")).get("imageReference"))
+    image = as_object(as_object(compute.get("storageProfile")).get("imageReference"))
     others = [image[name] for name in set(image).difference(IMAGE_WORDS + ("version", "exactVersion"))]
     if any(each not in (None, "", [], {}) and not isinstance(each, bool) for each in others):
         return set()
@@ -4604,7 +4605,7 @@ class Client:
                 events.append(event)
             except ValueError as error:
                 why = why or str(error)
-                lost.add(str(event.get("EventId") or "").upper() if isinstance(event, dict) else "")
+                lost.add(str(as_object(event).get("EventId") or "").upper())
         self._listed_events = True
         odd = _not_imds(reply, "an event that can't be read (%s)" % why) if why else None
         return dict(document, Events=events), odd, lost
@@ -4814,7 +4815,7 @@ class Client:
             except (NotFound, Refused):
                 continue  # this service, or this VM, has none
             if part == "identity":  # no more than that, not even in the frames of an error
-                tenant = node.get("tenantId") if isinstance(node, dict) else None
+                tenant = as_object(node).get("tenantId")
                 node = {"tenantId": tenant if isinstance(tenant, str) else ""} if isinstance(node, dict) else None
             if not isinstance(node, dict):
                 url = self.endpoint + "/metadata/" + path
@@ -5239,8 +5240,7 @@ def parsed_or_none(data: bytes) -> "Any":
 
 def object_in(data: bytes) -> "Dict[str, Any]":
     """The JSON object that is the whole of a body, or {}."""
-    content = parsed_or_none(data)
-    return content if isinstance(content, dict) else {}
+    return as_object(parsed_or_none(data))
 
 
 def list_in(data: bytes, name: str) -> "List[Any]":
