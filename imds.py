@@ -3338,8 +3338,8 @@ LINT = {
     "no-pause": LintRule(
         "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
         _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
-               and -0.01 < each.time - last.time - last.seconds < 0.2,
-               lambda each: each.request[:2] if _is_meant(parse_target(each.request.target)) else None)),
+               and -0.01 < each.time - last.time - last.seconds < 0.2
+               and _is_meant(parse_target(each.request.target)), lambda each: each.request[:2])),
     "gives-up-on-410": LintRule(
         "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS, _gave_up),
     "repeats-a-400": LintRule(
