@@ -6209,7 +6209,7 @@ def _run_verify(options: "Any") -> int:
     client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), 0.0
     kinds: "List[str]" = []  # of the answers, in order
     lost: "List[Error]" = []  # why requests had no answer
-    is_imds, judged, untold = False, 0, 0  # judged: how many answers; untold: how many checks had none that tells
+    is_imds, asked_so_far, untold = False, 0, 0  # untold: how many checks were asked and not answered
 
     def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Any":
         nonlocal last
@@ -6234,8 +6234,8 @@ def _run_verify(options: "Any") -> int:
         asked = "; ".join([row.verb + " " + row.target] + ["%s: %s" % each for each in SENT[row.header].items()])
         rows.append({"check": row.name, "mark": row.mark, "request": asked, "verdict": verdict, "why": why})
         is_imds |= verdict == "holds" and row.expected not in COMMON
-        untold += verdict == "can't tell" and kinds[judged:][-1:] in (["none"], ["failing"])
-        judged = len(kinds)
+        was_asked, asked_so_far = len(kinds) > asked_so_far, len(kinds)
+        untold += verdict == "can't tell" and was_asked and kinds[-1] in ("none", "failing")
         if not options.json:
             _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why[:300])))
     if options.json:
