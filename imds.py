@@ -6777,7 +6777,7 @@ def _run_ctl(options: "Any") -> int:
     except Refused as error:
         why = object_in((error.body or "").encode()).get("error")
         for line in (why if isinstance(why, str) else error.message).split("\n"):  # an assertion has several
-            _complain(line, Error.exit_code)
+            say("imds: " + line)
         return Error.exit_code
     try:
         result, rows = (answer["result"], []) if name else (None, [answer[each] for each in OPERATIONS])
