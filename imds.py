@@ -5731,21 +5731,21 @@ LEADING = {  # environment variables that lead clients elsewhere, and which clie
     "IDENTITY_ENDPOINT": "every SDK: to Azure Arc with IMDS_ENDPOINT, to App Service with IDENTITY_HEADER",
     "IMDS_ENDPOINT": "every SDK, with IDENTITY_ENDPOINT: to Azure Arc", "MSI_ENDPOINT": "every SDK: to Cloud Shell",
 }
-# (status, header, text in it, text in the body, who answers, exit code); the first that fits. None as status or header
-# fits any, None as text only an empty body. With 0, the answer to a client tells more.
+# (statuses, header, text in it, text in the body, who answers, exit code); the first that fits. None as statuses or
+# header fits any, None as text only an empty body. With 0, the answer to a client tells more.
 ANSWERERS = (
-    (401, "www-authenticate", ".key", "", "an Azure Arc agent", 5),
+    ((401,), "www-authenticate", ".key", "", "an Azure Arc agent", 5),
     (None, "metadata-flavor", "Google", "", "the metadata service of Google Cloud", 5),
     (None, "server", "EC2ws", "", "the metadata service of AWS", 5),
     (None, "x-ms-azure-host-authorization", "", "", "IMDS, behind the guest proxy agent", 0),
-    (403, None, "", None, "the guest proxy agent, which lets nobody through", 1),
-    (400, None, "", "Required metadata header not specified", "IMDS", 0),
-    (404, "server", "IMDS/", "", "IMDS, which may not be up yet", 4),
-    (404, "content-type", "application/json", "", "perhaps IMDS, which may not be up yet", 4),
-    (200, None, "", '"compute"', "something like IMDS that does not want the header", 0),
-    (410, None, "", "", "IMDS of a VM that is being moved", 4),
-    (429, None, "", "", "IMDS, but throttling", 4),
-    *((status, None, "", "", "something that is failing", 4) for status in sorted(PASSING)),
+    ((403,), None, "", None, "the guest proxy agent, which lets nobody through", 1),
+    ((400,), None, "", "Required metadata header not specified", "IMDS", 0),
+    ((404,), "server", "IMDS/", "", "IMDS, which may not be up yet", 4),
+    ((404,), "content-type", "application/json", "", "perhaps IMDS, which may not be up yet", 4),
+    ((200,), None, "", '"compute"', "something like IMDS that does not want the header", 0),
+    ((410,), None, "", "", "IMDS of a VM that is being moved", 4),
+    ((429,), None, "", "", "IMDS, but throttling", 4),
+    (PASSING, None, "", "", "something that is failing", 4),
     (None, "content-type", "text/html", "", "a captive portal, or some other web server", 5),
     (None, "location", "", "", "something that redirects: a captive portal", 5),
     (None, None, "", "", "something else", 5),
@@ -5865,7 +5865,8 @@ class Doctor:
                 where, "its answer can't be read" if is_http else "it does not speak HTTP"), 5
         self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
         who, code = next((who, code) for wanted, name, value, part, who, code in ANSWERERS
-                         if wanted in (None, reply.status) and (name is None or value in reply.headers.get(name, ()))
+                         if (wanted is None or reply.status in wanted)
+                         and (name is None or value in reply.headers.get(name, ()))
                          and (part in reply.text if part is not None else not reply.data))
         self._fact("without the header", "status %d" % reply.status, who)
         if code:
@@ -5909,29 +5910,30 @@ class Doctor:
         self._fact("clock", "not compared" if date is None else "%+d s" % ahead,
                    "the answer has no Date" if date is None else "as the service's" if abs(ahead) < 60 else
                    "this clock is wrong: tokens and attested documents will not be believed")
-        try:
-            answer = ask("/metadata/identity/oauth2/token?api-version=2018-02-01"
-                         "&resource=https%3A%2F%2Fmanagement.azure.com%2F")
-            if answer.status == 200 and b'"access_token"' in answer.data:
-                self._fact("identity", "a token came (not shown)", "this VM has an identity")
-            else:
-                said = json.loads(answer.body).get("error_description") if answer.body else None
-                advice = RETRIED.get(answer.status, "try again later") if answer.status in PASSING else None
-                self._fact("identity", "status %d" % answer.status,
-                           said or advice or "no token for programs on this VM")
-        except Unreachable as error:
-            if error.what != "silence":
-                raise
-            self._fact("identity", error.what, "a token may take ten seconds")
-        try:
-            answer = ask("/metadata/scheduledevents?api-version=2020-07-01")
+        answer = self._in_time("identity", "a token may take ten seconds", "/metadata/identity/oauth2/token"
+                               "?api-version=2018-02-01&resource=https%3A%2F%2Fmanagement.azure.com%2F")
+        if answer and answer.status == 200 and b'"access_token"' in answer.data:
+            self._fact("identity", "a token came (not shown)", "this VM has an identity")
+        elif answer:
+            said = json.loads(answer.body).get("error_description") if answer.body else None
+            advice = RETRIED.get(answer.status, "try again later") if answer.status in PASSING else None
+            self._fact("identity", "status %d" % answer.status, said or advice or "no token for programs on this VM")
+        answer = self._in_time("scheduled events", "the first list may take two minutes",
+                               "/metadata/scheduledevents?api-version=2020-07-01")
+        if answer:
             self._fact("scheduled events", "on, %d of them" % len(list_in(answer.data, "Events"))
                        if answer.status == 200 else "status %d" % answer.status, "asking turns them on")
+        return failure
+
+    def _in_time(self, name: str, longest: str, target: str) -> "Optional[Reply]":
+        """What a client is answered, or None if that takes too long: a fact, and no fault, as ``longest`` says."""
+        try:
+            return self.client.ask_once("GET", target, SENT["true"])
         except Unreachable as error:
             if error.what != "silence":
                 raise
-            self._fact("scheduled events", error.what, "the first list may take two minutes")
-        return failure
+            self._fact(name, error.what, longest)
+            return None
 
 
 # ==================================================================================================
