@@ -4654,8 +4654,8 @@ class Client:
         while True:
             call, wait = failing or self._call(MAX_DEAF), max(interval, 1 / RATE_LIMIT)
             row = self._patience("/metadata/scheduledevents")
-            call.gone, call.least = None, self._timer() + NOBODY
-            call.longest = 0 if self.timeout or self.deadline else row.answer
+            call.gone = None
+            call.least = self._timer() + (NOBODY if self.timeout or self.deadline else row.answer)
             try:
                 document, odd, lost = self._events(call)
                 if last and lost:  # an event that can't be read now is not gone
@@ -4665,7 +4665,8 @@ class Client:
                     document["Events"] += kept[:MAX_EVENTS]
                 last, failing, gone = document, None, None
             except Error as error:
-                failing, gone, odd = call, call.gone or gone, error
+                failing, odd = call, error
+                gone = gone if call.gone is None else call.gone
                 left = call.begun + time_for(row, call.begun, gone, error) - self._timer()
                 if left <= 0:
                     raise
@@ -4896,10 +4897,9 @@ class Client:
         told: "Optional[Error]" = None  # what the service said last
         nobody: "Optional[float]" = None  # since when nobody listens
         while True:
-            total, begun, least = row.total if call.gone is None else row.gone, self._timer(), call.least
+            total, begun = row.total if call.gone is None else row.gone, self._timer()
             try:
-                until = max(call.begun + total, least, begun + call.longest)
-                reply = _transport()(url, body, _Limit(row, until, self._timer))
+                reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.least), self._timer))
                 failure = _judged(reply, body)
                 if failure is None:
                     return reply
@@ -4917,7 +4917,7 @@ class Client:
                 if failure.what == "nobody listens":
                     nobody = begun if nobody is None else nobody
                     if call.gone is None and self.deadline is None:
-                        total, least = min(total, nobody - call.begun + NOBODY), 0.0
+                        total = min(total, nobody - call.begun + NOBODY)
                 else:
                     nobody, call.interrupted = None, True
                 if failure.what == "silence":
@@ -4926,7 +4926,7 @@ class Client:
                 raise failure
             import random
 
-            left = max(call.begun + total, least) - self._timer()
+            left = call.begun + total - self._timer()
             wait = first_pause * pause * random.uniform(0.75, 1.25)
             last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
             is_over = last < 0.001 or asked > min(last, call.most)
@@ -4955,12 +4955,12 @@ def time_for(row: "Patience", begun: float, gone: "Optional[float]", error: "Err
 
 class _Call:
     """What the requests of one call of the client share. begun: when it began; most: seconds for which it waits because
-    the service asks for it; least: when it ends, if its patience ends before; longest: seconds that a try may take even
-    so; gone: when the service last answered 410, or None; interrupted: whether a try ended without an answer, or a
-    failing one, and may have done something."""
+    the service asks for it; least: until when a try may take, though its patience ends before; gone: when the service
+    last answered 410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done
+    something."""
 
     def __init__(self, begun: float, most: float = float("inf")) -> None:
-        self.begun, self.most, self.least, self.longest = begun, most, 0.0, 0.0
+        self.begun, self.most, self.least = begun, most, 0.0
         self.gone, self.interrupted = None, False  # type: Optional[float], bool
 
 
