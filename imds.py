@@ -670,6 +670,11 @@ def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
     return _encode(node)
 
 
+def copied(node: "Any") -> "Any":
+    """A copy of what JSON can hold, all the way down; tuples become lists."""
+    return json.loads(json.dumps(node))
+
+
 def load_json(data: bytes, load: "Callable[[str], Any]" = json.loads) -> "Any":
     """Parse JSON in UTF-8. Raises ValueError, also for too many containers, and for more than MAX_LEVELS in one
     another: at the limit of its recursion CPython before 3.9 may abort."""
@@ -1223,7 +1228,7 @@ def assign(instance: "Mapping[str, Any]", name: str, text: str) -> "Dict[str, An
     names = [part for part in name.replace(".", "/").split("/") if part]
     if not names:
         raise ValueError("which value is to be set to %r?" % text)
-    changed = json.loads(json.dumps(instance))  # a copy
+    changed = copied(instance)
     try:
         parent, old = find(changed, names[:-1]), find(changed, names)
     except KeyError:
@@ -1334,7 +1339,7 @@ def redact(vm: "Mapping[str, Any]") -> "Dict[str, Any]":
     replaces all that no table calls public; equal values of one kind get the same stand-in. The attested document
     is left out: its signature can't be redacted. Raises ValueError."""
     check_plain(check(vm, dict, "the VM"), "the VM")
-    parts = given_parts(json.loads(json.dumps(vm)))  # tuples are lists
+    parts = given_parts(copied(vm))
     redactor = _Redactor(parts)
     return {part: redactor.clean(parts[part], everything() if part == "instance" else fields(PARTS[part]))
             for part in PARTS if part in parts and part != "attested"}
@@ -2138,7 +2143,7 @@ class Service:
         if isinstance(document, dict):
             check_plain(document, "loadbalancer")
             check_load_balancer(document)
-            document = json.loads(json.dumps(document))  # a copy
+            document = copied(document)
         elif document is not None and not isinstance(document, bool):
             raise ValueError("load_balancer must be true, false or an object, not %s" % kind_of(document))
         self._balance = document
@@ -2641,7 +2646,7 @@ class Bench:
 
     def instance(self) -> "Dict[str, Any]":
         """A copy of the instance document, complete."""
-        return dict(json.loads(json.dumps(self.service.instance)))
+        return dict(copied(self.service.instance))
 
     def update(self, patch: "Mapping[str, Any]") -> None:
         """Change the running VM by a JSON merge patch (RFC 7386) of its instance document.
