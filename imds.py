@@ -1148,42 +1148,37 @@ def without_instance(resource_id: str) -> str:
     return re.sub("(?i)(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", resource_id)
 
 
-@functools.lru_cache(maxsize=None)
 def balance_fields() -> "Dict[str, Any]":
     """The lists in a load balancer's document, each with the fields of its items, in the order of the wire."""
     return dict(fields(PARTS["loadbalancer"])["loadbalancer"])
 
 
-def check_load_balancer(document: "Mapping[str, Any]") -> None:
-    """Raise ValueError unless this is the document of a load balancer."""
-    rules = check(document.get("loadbalancer", document), dict, "loadbalancer")
-    for name in balance_fields():
-        for rule in check(rules.get(name, []), list, "loadbalancer." + name):
-            check(rule, dict, "loadbalancer." + name)
+def read_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
+    """Return what is in the document of a load balancer, or was given without its frame, in the order of the wire.
+    Raises ValueError."""
+    rules, lists = check(document.get("loadbalancer", document), dict, "loadbalancer"), {}
+    for name, [row] in balance_fields().items():
+        where = "loadbalancer." + name
+        lists[name] = [{key: rule[key] for key in (*row, *check(rule, dict, where)) if key in rule}
+                       for rule in check(rules.get(name, []), list, where)]
+    return {**lists, **rules, **lists}  # the names in this order, whatever the document's
 
 
 CHECKS: "Dict[str, Callable[[Mapping[str, Any]], Any]]" = {
-    "scheduledevents": check_events, "identity": check_identity, "loadbalancer": check_load_balancer,
+    "scheduledevents": check_events, "identity": check_identity, "loadbalancer": read_balance,
     "attested": lambda document: [check(document.get(name), str, "attested." + name)
                                   for name in ("encoding", "signature")],
 }
 
 
-def order_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
-    """A load balancer's document in the order of the wire."""
-    document = document.get("loadbalancer", document)
-    lists = {name: [{key: rule[key] for key in (*row, *rule) if key in rule} for rule in document.get(name, [])]
-             for name, [row] in balance_fields().items()}
-    return {**lists, **document, **lists}  # the names in this order, whatever the document's
-
-
 def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
     """A public load balancer in front of the first address of a VM."""
-    first = next((address["privateIpAddress"] for interface in instance["network"]["interface"]
-                  for address in interface["ipv4"]["ipAddress"]), "10.0.0.4")
-    both = {"frontendIpAddress": "203.0.113.10", "privateIpAddress": first}
-    return {"publicIpAddresses": [both], "outboundRules": [both],
-            "inboundRules": [dict(both, protocol="tcp", frontendPort=443, backendPort=8443)]}
+    front, back = "203.0.113.10", next((address["privateIpAddress"] for interface in instance["network"]["interface"]
+                                        for address in interface["ipv4"]["ipAddress"]), "10.0.0.4")
+    both = {"frontendIpAddress": front, "privateIpAddress": back}
+    rule = {"frontendIpAddress": front, "protocol": "tcp", "frontendPort": 443, "backendPort": 8443,
+            "privateIpAddress": back}
+    return {"publicIpAddresses": [both], "inboundRules": [rule], "outboundRules": [both]}
 
 
 # --- changes, differences, misspellings
@@ -2142,8 +2137,7 @@ class Service:
         """Set the document of the VM's load balancer. True: a sample; False or None: there is none."""
         if isinstance(document, dict):
             check_plain(document, "loadbalancer")
-            check_load_balancer(document)
-            document = copied(document)
+            document = copied(read_balance(document))
         elif document is not None and not isinstance(document, bool):
             raise ValueError("load_balancer must be true, false or an object, not %s" % kind_of(document))
         self._balance = document
@@ -2151,8 +2145,7 @@ class Service:
     def load_balancer(self) -> "Optional[Dict[str, Any]]":
         if self._balance in (None, False):
             return None
-        balance = sample_balance(self.instance) if self._balance is True else self._balance
-        return {"loadbalancer": order_balance(balance)}
+        return {"loadbalancer": sample_balance(self.instance) if self._balance is True else self._balance}
 
     def new_turn(self) -> None:
         """All requests so far are answered: later ones do not count as "at once" with them."""
@@ -2674,7 +2667,7 @@ class Bench:
         if load_balancer is not None:
             self.service.set_load_balancer(load_balancer)
             self._moment = None
-        return self.service.load_balancer()
+        return copied(self.service.load_balancer())
 
     def attested(self, nonce: str = "", *, api_version: str = NEWEST, flaw: "Optional[str]" = None) -> "Dict[str, str]":
         """Return the attested document, {"encoding": "pkcs7", "signature": base64}. ``flaw``: one that a verifier must
@@ -5605,7 +5598,7 @@ def _events_differ(document: "Any", reply: "Reply") -> str:
 
 
 def _balance_differs(document: "Any", reply: "Reply") -> str:
-    check_load_balancer(document)
+    read_balance(document)
     rules, wanted = document["loadbalancer"], balance_fields()
     if [name for name in rules if name != "tunnelInterfaces"] != list(wanted):  # of a gateway load balancer
         return _names_differ(rules, wanted)
