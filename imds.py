@@ -258,18 +258,21 @@ FLAWS = {
     "domain": "its certificate is for another domain",
 }
 
-# The parts of a whole VM and their fields, in the notation of VERSIONS; those of loadbalancer in the order of the wire.
-# Those of instance are in VERSIONS, and attested needs none: redact() omits it, as its signature would not survive.
+# The lists in the document of a load balancer and their fields, in the order of the wire and the notation of VERSIONS.
+BALANCE = ("publicIpAddresses[{frontendIpAddress:address privateIpAddress:address}]"
+           " inboundRules[{frontendIpAddress:address protocol:word frontendPort:count backendPort:count"
+           " privateIpAddress:address}]"
+           " outboundRules[{frontendIpAddress:address privateIpAddress:address}]")
+
+# The parts of a whole VM and their fields. Those of instance are in VERSIONS, and attested needs none: redact() omits
+# it, as its signature would not survive.
 PARTS = {
     "instance": "",
     "scheduledevents": "DocumentIncarnation:count Events[{%s}]" % " ".join(
         "%s:%s" % (name, field.redaction) for name, field in EVENT_FIELDS.items()),
     "identity": "tenantId:guid identities[{type:word name:name clientId:guid objectId:guid resourceId:id"
                 " client_id:guid object_id:guid resource_id:id}]",  # the last three as a user may write them
-    "loadbalancer": "loadbalancer{publicIpAddresses[{frontendIpAddress:address privateIpAddress:address}]"
-                    " inboundRules[{frontendIpAddress:address protocol:word frontendPort:count backendPort:count"
-                    " privateIpAddress:address}]"
-                    " outboundRules[{frontendIpAddress:address privateIpAddress:address}]}",
+    "loadbalancer": "loadbalancer{%s} %s" % (BALANCE, BALANCE),  # a user may leave out the frame
     "attested": "",
 }
 
@@ -1148,16 +1151,11 @@ def without_instance(resource_id: str) -> str:
     return re.sub("(?i)(/virtualMachineScaleSets/[^/]+)/virtualMachines/[^/]+$", r"\1", resource_id)
 
 
-def balance_fields() -> "Dict[str, Any]":
-    """The lists in a load balancer's document, each with the fields of its items, in the order of the wire."""
-    return dict(fields(PARTS["loadbalancer"])["loadbalancer"])
-
-
 def read_balance(document: "Mapping[str, Any]") -> "Dict[str, Any]":
     """Return what is in the document of a load balancer, or was given without its frame, in the order of the wire.
     Raises ValueError."""
     rules, lists = check(document.get("loadbalancer", document), dict, "loadbalancer"), {}
-    for name, [row] in balance_fields().items():
+    for name, [row] in fields(BALANCE).items():
         where = "loadbalancer." + name
         lists[name] = [{key: rule[key] for key in (*row, *check(rule, dict, where)) if key in rule}
                        for rule in check(rules.get(name, []), list, where)]
@@ -1359,8 +1357,6 @@ class _Redactor:
         """``node`` redacted along the template ``shown`` (None: no table knows it)."""
         if isinstance(node, dict):
             inner = as_object(shown)
-            if "loadbalancer" in inner and "loadbalancer" not in node:  # the rules alone
-                inner = inner["loadbalancer"]
             network = self._networks.get(_network(node) if "prefix" in inner else None)
             return {name if name in inner else self.number("field", name):
                     str(network.network_address) if network and name == "address" else
@@ -5599,7 +5595,7 @@ def _events_differ(document: "Any", reply: "Reply") -> str:
 
 def _balance_differs(document: "Any", reply: "Reply") -> str:
     read_balance(document)
-    rules, wanted = document["loadbalancer"], balance_fields()
+    rules, wanted = document["loadbalancer"], fields(BALANCE)
     if [name for name in rules if name != "tunnelInterfaces"] != list(wanted):  # of a gateway load balancer
         return _names_differ(rules, wanted)
     for name, (row,) in wanted.items():
@@ -6839,8 +6835,8 @@ def _parts(options: "Any") -> "Dict[str, Any]":
         raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
     for part, node in parts.items():
         shown = everything() if part == "instance" else fields(PARTS[part])
-        if part in shown:  # the load balancer's document, which may be its rules alone
-            shown, node = shown[part], (node or {}).get(part, node)
+        if part in shown:  # the frame of the load balancer's document
+            node = (node or {}).get(part, node)
         for path, meant in misspelled(node, shown, "" if part == "instance" else part + "."):
             message = "%s: %s is a name that no table knows; did you mean %s?" % (options.document, path, meant)
             if options.strict:
