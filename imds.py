@@ -79,14 +79,10 @@ __all__ = [
 # Every documented api-version and the fields it added to /metadata/instance. `a{...}` is an object, `a[{...}]`
 # a list of objects, `a:KIND=DEFAULT` a value. KIND says how redact() replaces it (_Redactor in room 3); DEFAULT is
 # what the service sends for a VM without it, "" if left out: word=false is a flag as a string, bool a real one. The
-# first row is the preview, in a shape of its own; the second is the base that all later rows add to. A new
-# api-version is one row.
+# first row is what the preview alone had; the second is the base that all other rows add to. A new api-version is
+# one row.
 VERSIONS = {
-    "2017-03-01": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
-                  " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
-                  " network{interface[{ipv4{ipaddress[{ipaddress:address publicip:address}]"
-                  " subnet[{address:address dnsservers[{ipaddress:address}] prefix:word}]}"
-                  " ipv6{ipaddress[{ipaddress:address}]} mac:mac}]}",
+    "2017-03-01": "network{interface[{ipv4{subnet[{dnsservers[{ipaddress:address}]}]}}]}",
     "2017-04-02": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
                   " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
                   " network{interface[{ipv4{ipAddress[{privateIpAddress:address publicIpAddress:address}]"
@@ -747,7 +743,9 @@ def view(document: "Dict[str, Any]", version: str, extended: bool = False) -> "D
 @functools.lru_cache(maxsize=None)
 def template(version: str) -> "Dict[str, Any]":
     """The instance document of an api-version with a Field for every value, and one item in every list."""
-    return fields(VERSIONS[PREVIEW]) if version == PREVIEW else fields_until(version, GA_VERSIONS)
+    if version == PREVIEW:
+        return dict(_rename(fields_until(FIRST_GA, VERSIONS)))
+    return fields_until(version, GA_VERSIONS)
 
 
 def everything() -> "Dict[str, Any]":
