@@ -1048,8 +1048,8 @@ def given_parts(document: "Mapping[str, Any]") -> "Mapping[str, Any]":
     return parts
 
 
-def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
-    """Return a copy of an event. Raises ValueError for a wrong type, no EventId, or a NotBefore that is no time."""
+def check_event(event: "Any", where: str = "the event") -> None:
+    """Raise ValueError for a wrong type, no EventId, or a NotBefore that is no time."""
     check(event, dict, where)
     for name, field in EVENT_FIELDS.items():
         value = check(event.get(name, field.type(field.default)), field.type, "%s.%s" % (where, name))
@@ -1059,7 +1059,6 @@ def check_event(event: "Any", where: str = "the event") -> "Dict[str, Any]":
     if not event.get("EventId"):
         raise ValueError("%s.EventId must be there" % where)
     parse_time(event.get("NotBefore", ""))
-    return dict(event)
 
 
 def check_events(document: "Mapping[str, Any]") -> None:
@@ -5584,7 +5583,8 @@ def _events_differ(document: "Any", reply: "Reply") -> str:
               if field.since <= parse_target(reply.url).query["api-version"]]
     check(document["DocumentIncarnation"], int, "DocumentIncarnation")
     for event in check(document["Events"], list, "Events"):
-        if list(check_event(event)) != wanted:
+        check_event(event)
+        if list(event) != wanted:
             return _names_differ(event, wanted, " in an event")
         known(event["EventStatus"], ("Scheduled", "Started"), "EventStatus")
         known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
