@@ -1455,7 +1455,6 @@ class _Redactor:
             if kind:
                 public = (kind == "providers" and word.lower() in RESOURCE_PROVIDERS
                           or kind == "versions" and re.match(r"(?:latest|[0-9]+(?:\.[0-9]+){1,3})\Z", word)
-                          or kind == "locations" and word.lower() in REGIONS
                           or kind == "virtualmachines" and in_set and re.match(r"[0-9]{1,5}\Z", word))
                 replace = self.region if kind == "locations" else self.name
                 words[at] = word if public or not word else replace(word)
