@@ -1365,7 +1365,12 @@ class _Redactor:
             return node
         if isinstance(shown, dict) and isinstance(node, str) and "clientId" in shown:  # an identity as text
             kind, colon, rest = node.partition(":")
-            return ("user" if kind == "user" else "system") + colon + ",".join(map(self._of_identity, rest.split(",")))
+            words = []
+            for word in rest.split(","):
+                key, equals, value = word.partition("=")
+                is_pair = equals and key in shown
+                words.append(key + "=" + self.clean(value, shown[key]) if is_pair else self.clean(word, shown["name"]))
+            return ("user" if kind == "user" else "system") + colon + ",".join(words)
         kind = shown.kind if isinstance(shown, Field) else "value"
         if kind == "bool":
             return node in (True, "true")
@@ -1376,13 +1381,6 @@ class _Redactor:
             first = max(most, 1000)
             return type(node)(first + int(self.number("from %d" % first, str(node), "%d")))
         return str(getattr(self, kind)(node))
-
-    def _of_identity(self, word: str) -> str:
-        """A word of an identity as text: its name, or KEY=VALUE."""
-        key, equals, value = word.partition("=")
-        if not equals or key not in IDENTITY_KEYS:
-            return word and self.name(word)
-        return key + equals + (self.id(value) if key == "resource_id" else self.name(value))
 
     def number(self, kind: str, value: str, form: str = "") -> str:
         """The stand-in of a value: its number among the values of its kind, in ``form``."""
