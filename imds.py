@@ -1084,30 +1084,28 @@ def read_identity(spec: "Any") -> "Dict[str, str]":
     ``spec`` is such a dict, or text like IDENTITY_FORM. Raises ValueError."""
     if isinstance(spec, str):
         kind, _, rest = spec.partition(":")
-        name, *pairs = rest.split(",")
-        if kind == "user" and re.search("[:=/]", name):
-            raise ValueError("an identity is %s, not %r" % (IDENTITY_FORM, spec))
-        said = {"type": kind, "name": name} if kind == "user" else {"type": kind}
-        if kind == "system" and rest:  # it has no name
-            pairs = rest.split(",")
-        for pair in pairs:
-            key, _, value = pair.partition("=")
-            field = IDENTITY_KEYS[known(key, list(IDENTITY_KEYS)[1:], "key of an identity")]
-            if field in said:
-                raise ValueError("%s is given twice in %r" % (key, spec))
-            said[field] = value
+        words = rest.split(",") if kind == "user" or kind == "system" and rest else []
+        pairs = [("type", kind)]
+        if kind == "user":
+            pairs.append(("name", words.pop(0)))
+            if re.search("[:=/]", pairs[-1][1]):
+                raise ValueError("an identity is %s, not %r" % (IDENTITY_FORM, spec))
+        for word in words:
+            key, _, value = word.partition("=")
+            pairs.append((known(key, list(IDENTITY_KEYS)[1:], "key of an identity"), value))
     else:
-        said = {IDENTITY_KEYS.get(key, key): value for key, value in check(spec, dict, "an identity").items()}
-        for key in said:
-            known(key, ["type"] + list(IDENTITY_KEYS.values()), "key of an identity")
-        if len(said) < len(spec):
-            raise ValueError("a key of an identity is given twice in %r" % spec)
-        said.setdefault("type", "user")
+        pairs = list({"type": "user", **check(spec, dict, "an identity")}.items())
+    said: "Dict[str, Any]" = {}
+    for key, value in pairs:
+        field = known(IDENTITY_KEYS.get(key, key), ["type", *IDENTITY_KEYS.values()], "key of an identity")
+        if field in said:
+            raise ValueError("%s is given twice in %r" % (key, spec))
+        said[field] = value
     check_plain(said, "an identity")
     for key, value in said.items():
         if not check(value, str, "identity." + key):
             raise ValueError("%s of an identity is empty, in %r" % (key, spec))
-    if said.get("type") not in ("system", "user") or said["type"] == "user" and len(said) == 1:
+    if said["type"] not in ("system", "user") or said["type"] == "user" and len(said) == 1:
         raise ValueError("an identity is %s, not %r" % (IDENTITY_FORM, spec))
     return said
 
