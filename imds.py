@@ -961,7 +961,7 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
     row = PROFILES[known(profile, PROFILES, "profile")]
     if number is not None:
         row = _instance_of(row, check(number, int, "number"))
-    image, version = dict(zip(("publisher", "offer", "sku"), row.image)), row.image[-1]
+    image, version = dict(zip(IMAGE_WORDS, row.image)), row.image[-1]
     disk_gb, account, temporary_mb = row.disk
     provider = "/subscriptions/%s/resourceGroups/%%s/providers/Microsoft.Compute/%%s" % SAMPLE_SUBSCRIPTION
     is_linux = row.system == "Linux"
@@ -1272,14 +1272,14 @@ def diff(before: "Any", after: "Any", *, path: str = "") -> "Iterator[Tuple[str,
 
 # Values of the kind `word` that the platform sets, not a user, in lower case. Numbers are public there, too.
 PUBLIC_WORDS = frozenset("""
-    true false linux windows microsoft.compute azurepubliccloud azureusgovernmentcloud azurechinacloud
-    azuregermancloud azurestack ussec usnat none readonly readwrite fromimage empty attach copy restore upload import
-    standard_lrs standard_zrs standardssd_lrs standardssd_zrs premium_lrs premium_zrs premiumv2_lrs ultrassd_lrs local
-    cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low spot deallocate delete edgezone
-    windows_client windows_server rhel_byos rhel_base rhel_eus rhel_els_6 rhel_sapapps rhel_sapha rhel_basesapapps
-    rhel_basesapha sles_byos sles sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable running runninguser unknown
-    preprovisionedosdisk virtualmachine scheduled started platform user system tcp udp icmp all internal external vxlan
-    """.split() + [each.lower() for each in EVENT_TYPES])
+    true false linux windows microsoft.compute azurestack ussec usnat none readonly readwrite fromimage empty attach
+    copy restore upload import standard_lrs standard_zrs standardssd_lrs standardssd_zrs premium_lrs premium_zrs
+    premiumv2_lrs ultrassd_lrs local cachedisk resourcedisk nvmedisk trustedlaunch confidentialvm standard regular low
+    spot deallocate delete edgezone windows_client windows_server rhel_byos rhel_base rhel_eus rhel_els_6 rhel_sapapps
+    rhel_sapha rhel_basesapapps rhel_basesapha sles_byos sles sles_standard sles_sap sles_hpc ubuntu ubuntu_pro savable
+    running runninguser unknown preprovisionedosdisk virtualmachine scheduled started platform user system tcp udp icmp
+    all internal external vxlan
+    """.split() + [each.lower() for each in (*CLOUDS, *EVENT_TYPES)])
 REGIONS = frozenset("""
     asiaeast asiasoutheast australiacentral australiacentral2 australiaeast australiasoutheast austriaeast
     belgiumcentral brazilsouth brazilsoutheast brazilus canadacentral canadaeast centralindia centralus
