@@ -2501,6 +2501,10 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
             reason and "  " + reason, self.fault and "  (fault: %s)" % self.fault or "", agent and "  by " + agent))
 
     @property
+    def asked(self) -> "Target":
+        return parse_target(self.request.target)
+
+    @property
     def manner(self) -> str:
         """What the step of a playbook did to its answer: a status, or a key of FAULT_ANSWERS or FAULT_MANNERS."""
         return str(self.fault or "ok").split()[-1]
@@ -2868,9 +2872,10 @@ class Bench:
     def lint(self) -> "List[Dict[str, Any]]":
         """Return which published rules the clients in the journal break: dicts of rule, count, seen (the first such
         request), says (the rule in words), mark ("documented", "observed" or "chosen") and source (who says it)."""
-        found = {name: list(rule.find(self.journal)) for name, rule in LINT.items()}
-        return [{"rule": name, "count": len(those), "seen": str(those[0]), "says": LINT[name].says,
-                 "mark": LINT[name].mark, "source": LINT[name].source} for name, those in found.items() if those]
+        journal = self.journal
+        found = [(name, rule, list(rule.find(journal))) for name, rule in LINT.items()]
+        return [{"rule": name, "count": len(those), "seen": str(those[0]), "says": rule.says, "mark": rule.mark,
+                 "source": rule.source} for name, rule, those in found if those]
 
     # --- control over HTTP
 
@@ -3183,19 +3188,15 @@ def _log_time(seconds: int) -> str:
 
 # --- the judge of clients
 
-def _is_meant(asked: "Target") -> bool:
+def _is_meant(each: "Exchange") -> bool:
     """Whether a request is for this service. Other clouds have theirs elsewhere, and DigitalOcean at /metadata/v1."""
-    return asked.names[:1] == ("metadata",) and asked.names[1:2] not in (("v1",), ("v1.json",))
+    names = each.asked.names
+    return names[:1] == ("metadata",) and names[1:2] not in (("v1",), ("v1.json",))
 
 
-def _each(is_wrong: "Callable[[Exchange, Target], Any]") -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
+def _each(is_wrong: "Callable[[Exchange], Any]") -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
     """Make a rule that finds each request for this service for which ``is_wrong`` is true."""
-    def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
-        for each in journal:
-            asked = parse_target(each.request.target)
-            if _is_meant(asked) and is_wrong(each, asked):
-                yield each
-    return find
+    return lambda journal: (each for each in journal if _is_meant(each) and is_wrong(each))
 
 
 def _again(
@@ -3221,15 +3222,14 @@ def _sender(each: "Exchange") -> "Tuple[Any, ...]":
 
 def _asks(each: "Exchange", endpoint: str) -> "Optional[str]":
     """The target of a GET of an endpoint itself, or None."""
-    asked = parse_target(each.request.target)
-    return each.request.target if asked.endpoint == endpoint and not asked.rest and each.request.verb == "GET" else None
+    is_of_it = each.asked.endpoint == endpoint and not each.asked.rest and each.request.verb == "GET"
+    return each.request.target if is_of_it else None
 
 
 def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     recent: "Any" = collections.deque(maxlen=IDENTITY_AT_ONCE + 1)
     for each in journal:
-        names = parse_target(each.request.target).names
-        if names[:2] == ("metadata", "identity") and each.request.headers.get("metadata"):
+        if each.asked.names[:2] == ("metadata", "identity") and each.request.headers.get("metadata"):
             recent.append(each)
             if len(recent) > IDENTITY_AT_ONCE and each.time - recent[0].time < max(0.05, recent[0].seconds):
                 yield each
@@ -3239,7 +3239,7 @@ def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     gone: "Dict[Any, List[Exchange]]" = {}  # client and target -> its 410s since the last other answer
     for each in journal:
         which = _sender(each), each.request.target
-        if each.response.status == 410 and _is_meant(parse_target(each.request.target)):
+        if each.response.status == 410 and _is_meant(each):
             gone.setdefault(which, []).append(each)
         else:
             gone.pop(which, None)
@@ -3249,14 +3249,13 @@ def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     refused: "Dict[Any, set[Any]]" = {}  # client and path -> what was refused there since the last other answer
     for each in journal:
-        asked = parse_target(each.request.target)
         headers = map(each.request.headers.get, ("metadata", "host", "x-forwarded-for"))  # not an id of each
         what = each.request.verb, each.request.target, each.request.body, tuple(headers)
-        which = _sender(each), asked.names
-        is_probe = each.rule == "metadata" and asked.names[1:2] == ("identity",)
+        which = _sender(each), each.asked.names
+        is_probe = each.rule == "metadata" and each.asked.names[1:2] == ("identity",)
         if each.response.status != 400:  # as when both have come to terms about the api-version
             refused.pop(which, None)
-        elif _is_meant(asked) and not is_probe:
+        elif _is_meant(each) and not is_probe:
             if what in refused.setdefault(which, set()):
                 yield each
             refused[which].add(what)
@@ -3265,11 +3264,11 @@ def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     offered = {PREVIEW}  # and what the service said to be its newest
     for each in journal:
-        asked = parse_target(each.request.target)
+        asked = each.asked
         version = asked.query.get("api-version", "")
         newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
             asked.endpoint == "scheduledevents") else ()
-        if _is_meant(asked) and re.match(DATE, version) and version not in offered.union(newest):
+        if _is_meant(each) and re.match(DATE, version) and version not in offered.union(newest):
             if version < time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400))):
                 yield each
         if each.rule == "version-unknown-2018":
@@ -3299,20 +3298,20 @@ LINT = {
     "no-metadata-header": LintRule(
         "each request needs the header Metadata: true", "documented", INSTANCE,
         # SDKs probe the identity service without it.
-        _each(lambda each, asked: each.rule == "metadata" and asked.names[1:2] != ("identity",))),
+        _each(lambda each: each.rule == "metadata" and each.asked.names[1:2] != ("identity",))),
     "through-a-proxy": LintRule(
         "requests must go straight to the service: proxies are to be passed by", "documented", INSTANCE,
-        _each(lambda each, asked: not each.request.target.startswith("/")
+        _each(lambda each: not each.request.target.startswith("/")
               or {"via", "x-forwarded-for"}.intersection(each.request.headers))),
     "no-api-version": LintRule(
         "each request names an api-version", "documented", INSTANCE,
-        _each(lambda each, asked: asked.endpoint and asked.row.since and each.rule != "metadata"
-              and not asked.query.get("api-version"))),
+        _each(lambda each: each.asked.endpoint and each.asked.row.since and each.rule != "metadata"
+              and not each.asked.query.get("api-version"))),
     "old-api-version": LintRule(
         "newer versions than one of three years ago say more; old ones may answer slowly", "observed", REPORTS, _old),
     "preview-api-version": LintRule(
         "2017-03-01 is a preview of another shape, and may not be there", "documented", EVENTS,
-        _each(lambda each, asked: asked.query.get("api-version") == PREVIEW)),
+        _each(lambda each: each.asked.query.get("api-version") == PREVIEW)),
     "several-documents": LintRule(
         "one whole document answers every question about a VM; ask for it once", "chosen", HERE,
         _again(lambda last, each: each.time - last.time < 5 and _was_answered(last, each),
@@ -3325,7 +3324,7 @@ LINT = {
         "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
         _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
                and -0.01 < each.time - last.time - last.seconds < 0.2
-               and _is_meant(parse_target(each.request.target)), lambda each: each.request[:2])),
+               and _is_meant(each), lambda each: each.request[:2])),
     "gives-up-on-410": LintRule(
         "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS, _gave_up),
     "repeats-a-400": LintRule(
@@ -3341,13 +3340,13 @@ LINT = {
                lambda each: _asks(each, "identity/oauth2/token"))),
     "leaf-as-json": LintRule(
         "a leaf is to be asked for with format=text", "documented", INSTANCE,
-        _each(lambda each, asked: each.rule == "leaf")),
+        _each(lambda each: each.rule == "leaf")),
     "follows-a-redirect": LintRule(
         "the service never redirects: who does is somebody else", "chosen", HERE,
         lambda journal: (each for each in journal if each.request.target.startswith(REDIRECTED + "/"))),
     "no-user-agent": LintRule(
         "a User-Agent tells who asks", "chosen", HERE,
-        _each(lambda each, asked: not each.request.headers.get("user-agent"))),
+        _each(lambda each: not each.request.headers.get("user-agent"))),
 }
 
 # The page of /imds/: one file, made of the operations above; all that it shows is text, never markup.
