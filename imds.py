@@ -2925,18 +2925,15 @@ class Bench:
             for argument in given:
                 known(argument, list(signature.parameters) or ["no arguments"], "argument of " + name)
         try:
-            signature.bind(**given)
-        except TypeError as error:
-            raise ValueError("%s; it is %s" % (error, describe(name)["signature"])) from None
-        check_plain(given, "the arguments")
-        if name == "reset" and vm is None:  # all share the clock and the events, which go back with any of them
-            for each in self.siblings:
-                each.reset()
-            return None
-        try:
+            signature.bind(**given)  # which says in better words than a call what is missing
+            check_plain(given, "the arguments")
+            if name == "reset" and vm is None:  # all share the clock and the events, which go back with any of them
+                for each in self.siblings:
+                    each.reset()
+                return None
             result = method(**given)
-        except TypeError as error:  # a type that no check foresaw
-            raise ValueError("%s: %s" % (name, error)) from None
+        except TypeError as error:  # from within it, too: a type that no check foresaw
+            raise ValueError("%s; it is %s" % (error, describe(name)["signature"])) from None
         return [each.as_dict() for each in result] if name == "requests" else result
 
     def _said(self, status: int, content: "Any", page: bytes = b"") -> "Response":
