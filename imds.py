@@ -6799,11 +6799,9 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
     profile = None if parts else options.profile
     vm: "Any" = Emulator(parts, profile=profile, **settings) if count is None else ScaleSet(
         count, profile=profile or "scaleset", **settings)
-    for fault in settings["faults"]:
-        if fault["playbook"] in SITUATIONS:
-            fault = dict(fault, playbook=SITUATIONS[fault["playbook"]].playbook)
-        if " p " in fault["playbook"]:
-            say("imds: fault %(playbook)s, seed %(seed)d" % fault)
+    for playbook, fault in zip((vm if count is None else vm[0]).faults(), settings["faults"]):
+        if " p " in playbook:
+            say("imds: fault %s, seed %d" % (playbook, fault["seed"]))
     return vm
 
 
