@@ -2534,7 +2534,7 @@ class Bench:
     ) -> None:
         import copy
 
-        self.clock, self.vm, self._log, self._control = clock, vm, log, control
+        self.clock, self.vm, self._log, self.has_control = clock, vm, log, control
         self._hosts = frozenset(name.lower() for name in hosts).union(["localhost"])
         self.service = Service(clock, instance, **settings)
         events = settings.pop("events", None)  # which VMs share
@@ -2571,7 +2571,7 @@ class Bench:
     def respond(self, request: "Request", peer: str = "-") -> "Exchange":
         step = None
         try:
-            if self._control and re.match(r"/imds(?:[/?]|\Z)", request.target):
+            if self.has_control and re.match(r"/imds(?:[/?]|\Z)", request.target):
                 return Exchange(0, self.clock(), peer, self.vm, request, self._controlled(request), None, None, 0.0)
             matched, step = self._step_for(request) if self._playbooks else (False, None)
             response = self._misbehave(step, request) if step else self.service.respond(request)
@@ -4139,8 +4139,7 @@ class Emulator:
             attested_flaw=attested_flaw, attested_issuer=attested_issuer, hosts=named,
             only_hosts=hosts if is_loopback(host) else None, control=control, vm=vm, events=events,
             faults=_several(faults), schedule=_several(schedule))
-        self._address, self._has_control = (host, port), control
-        self._lock, self._starting = lock, threading.Lock()
+        self._address, self._lock, self._starting = (host, port), lock, threading.Lock()
         self._server: "Any" = None  # unless it is started
         self._thread: "Optional[threading.Thread]" = None  # of the last start
 
@@ -4216,7 +4215,7 @@ class Emulator:
             others = [each for each in said.split(",") if each and each != host]
             names[name] = said if said.strip() == "*" else ",".join(others + [host])
         names.update(AZURE_IMDS_ENDPOINT=self.url, AZURE_POD_IDENTITY_AUTHORITY_HOST=self.url)
-        return dict(names, AZURE_IMDS_CONTROL=self.url + "/imds") if self._has_control else names
+        return dict(names, AZURE_IMDS_CONTROL=self.url + "/imds") if self._bench.has_control else names
 
     @property
     def versions(self) -> "List[str]":
