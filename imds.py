@@ -3191,14 +3191,14 @@ def _is_meant(each: "Exchange") -> bool:
     return names[:1] == ("metadata",) and names[1:2] not in (("v1",), ("v1.json",))
 
 
-def _each(is_wrong: "Callable[[Exchange], Any]") -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
+def _each(is_wrong: "Callable[[Exchange], Any]") -> "Callable[..., Iterator[Exchange]]":
     """Make a rule that finds each request for this service for which ``is_wrong`` is true."""
     return lambda journal: (each for each in journal if _is_meant(each) and is_wrong(each))
 
 
 def _again(
     is_wrong: "Callable[[Exchange, Exchange], Any]", key: "Callable[[Exchange], Any]",
-) -> "Callable[[Iterable[Exchange]], Iterator[Exchange]]":
+) -> "Callable[..., Iterator[Exchange]]":
     """Make a rule that compares each request of a client with its last one of the same ``key`` (None: skip it)."""
     def find(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
         last: "Dict[Any, Exchange]" = {}
@@ -3212,15 +3212,20 @@ def _again(
     return find
 
 
+def _too_soon(endpoint: str, is_soon: "Callable[[Exchange, Exchange], Any]") -> "Callable[..., Iterator[Exchange]]":
+    """Make a rule that compares each GET of an endpoint itself with the last one of that target, if that had its whole
+    answer, with 200, by then."""
+    def target_of(each: "Exchange") -> "Optional[str]":
+        is_of_it = each.asked.endpoint == endpoint and not each.asked.rest and each.request.verb == "GET"
+        return each.request.target if is_of_it else None
+
+    return _again(lambda last, each: last.response.status == 200 and last.manner == "ok"
+                  and each.time >= last.time + last.seconds and is_soon(last, each), target_of)
+
+
 def _sender(each: "Exchange") -> "Tuple[Any, ...]":
     """Who sent a request, as far as can be told."""
     return each.peer, each.vm, each.request.headers.get("user-agent")
-
-
-def _asks(each: "Exchange", endpoint: str) -> "Optional[str]":
-    """The target of a GET of an endpoint itself, or None."""
-    is_of_it = each.asked.endpoint == endpoint and not each.asked.rest and each.request.verb == "GET"
-    return each.request.target if is_of_it else None
 
 
 def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
@@ -3281,11 +3286,6 @@ def _left_of_token(answer: "Exchange") -> int:
     return int(found.group(1)) if found else 0
 
 
-def _was_answered(last: "Exchange", each: "Exchange") -> bool:
-    """Whether ``last`` had its whole answer, with 200, before ``each`` was asked."""
-    return last.response.status == 200 and last.manner == "ok" and each.time >= last.time + last.seconds
-
-
 TOKEN_VERSIONS = ("2018-02-01", "2019-08-01", "2020-06-01", "2021-02-01")  # that the documentation of tokens shows
 # source: the title of Microsoft's article, or who says it.
 LintRule = collections.namedtuple("LintRule", "says mark source find")
@@ -3311,12 +3311,10 @@ LINT = {
         _each(lambda each: each.asked.query.get("api-version") == PREVIEW)),
     "several-documents": LintRule(
         "one whole document answers every question about a VM; ask for it once", "chosen", HERE,
-        _again(lambda last, each: each.time - last.time < 5 and _was_answered(last, each),
-               lambda each: _asks(each, "instance"))),
+        _too_soon("instance", lambda last, each: each.time - last.time < 5)),
     "polls-too-often": LintRule(
         "scheduled events are to be asked for once a second at most", "documented", EVENTS,
-        _again(lambda last, each: each.time - last.time < 0.9 and _was_answered(last, each),
-               lambda each: _asks(each, "scheduledevents"))),
+        _too_soon("scheduledevents", lambda last, each: each.time - last.time < 0.9)),
     "no-pause": LintRule(
         "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
         _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
@@ -3331,10 +3329,9 @@ LINT = {
     "token-again": LintRule(
         "a token is good for hours: keep it", "documented", TOKENS,
         # SDKs renew a token after half of its time, or five minutes before its end.
-        _again(lambda last, each: _was_answered(last, each) and each.response.status == 200
-               and each.time - last.time < min(_left_of_token(last) / 2, _left_of_token(last) - TOKEN_RENEWED)
-               and "bypass_cache" not in each.request.target,
-               lambda each: _asks(each, "identity/oauth2/token"))),
+        _too_soon("identity/oauth2/token", lambda last, each: each.response.status == 200
+                  and each.time - last.time < min(_left_of_token(last) / 2, _left_of_token(last) - TOKEN_RENEWED)
+                  and "bypass_cache" not in each.request.target)),
     "leaf-as-json": LintRule(
         "a leaf is to be asked for with format=text", "documented", INSTANCE,
         _each(lambda each: each.rule == "leaf")),
