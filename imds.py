@@ -3581,9 +3581,7 @@ class Conversation:
         return sent
 
     def hold(self, data: bytes) -> None:
-        """Keep what the client sent until the next ``receive()``, if there is to be one."""
-        if self.ending:
-            return
+        """Keep what the client sent until the next ``receive()``."""
         self._unread += data
         self.pending = True
         if len(self._unread) > MAX_HEADERS + MAX_BODY:
@@ -3751,15 +3749,20 @@ MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512
 
 class _Connection:
     """A client's socket and Conversation. unsent: bytes to send now; since: when its time-out began; awaited: what the
-    selector waits for; lingering: all is sent, and the client is to close."""
+    selector waits for."""
 
-    __slots__ = ("socket", "conversation", "unsent", "later", "since", "awaited", "lingering")
+    __slots__ = ("socket", "conversation", "unsent", "later", "since", "awaited")
 
     def __init__(self, client: "Any", conversation: "Conversation", now: float) -> None:
         self.socket, self.conversation, self.since = client, conversation, now
         self.unsent = b""
         self.later: "Any" = collections.deque()  # (seconds after the piece before it, bytes)
-        self.awaited, self.lingering = 0, False
+        self.awaited = 0
+
+    @property
+    def lingering(self) -> bool:
+        """All is sent, and the client is to close."""
+        return bool(self.conversation.ending) and not (self.unsent or self.later)
 
     def is_busy(self) -> bool:
         conversation = self.conversation
@@ -3917,7 +3920,7 @@ def _server_class() -> "Any":
                     return
                 if not data:
                     self.drop(connection)
-                elif not connection.lingering:
+                elif not connection.conversation.ending:  # else what comes is of no use
                     self.converse(connection, data)
 
         def guard(self, connection: "_Connection", do: "Callable[[_Connection], None]") -> None:
@@ -3980,12 +3983,12 @@ def _server_class() -> "Any":
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if ending == "close":  # which sends what is held back; close() alone would lose that with a reset
                 connection.socket.shutdown(socket.SHUT_WR)
-            connection.lingering, connection.since = True, self.now
+            connection.since = self.now
             if ending == "reset" or ending == "close" and not lingers:
                 self.drop(connection)
 
         def time_out(self, connection: "_Connection") -> None:
-            if not connection.conversation.in_request or connection.unsent or connection.lingering:
+            if not connection.conversation.in_request or connection.unsent:
                 self.drop(connection)
                 return
             with self.lock:
