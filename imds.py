@@ -3802,8 +3802,7 @@ def _server_class() -> "Any":
             self.bench, self.lock, self.stopping, self.accepting = bench, lock, False, False
             self.connections: "set[_Connection]" = set()
             self.now = time.monotonic()  # when this turn of the loop began
-            self.pending: "List[_Connection]" = []  # those with ``conversation.pending``
-            self.timers: "List[Tuple[float, int, _Connection]]" = []
+            self.timers: "List[Tuple[float, int, _Connection]]" = []  # when each connection is to go on
             self.waker, self.woken = socket.socketpair()
             self.selector = selectors.DefaultSelector()
             self.most = MAX_BY_SELECT if isinstance(self.selector, selectors.SelectSelector) else sys.maxsize
@@ -3817,7 +3816,7 @@ def _server_class() -> "Any":
             swept, select, guard, serve = time.monotonic(), self.selector.select, self.guard, self.serve
             try:
                 while not self.stopping:
-                    wait = 0 if self.pending else poll_interval
+                    wait = poll_interval
                     if self.timers:
                         wait = max(0, min(wait, self.timers[0][0] - time.monotonic()))
                     ready = select(wait)
@@ -3830,8 +3829,11 @@ def _server_class() -> "Any":
                         else:  # shutdown() was called, if only by a forked child
                             self.woken.recv(READ_SIZE)
                     self.bench.service.new_turn()
-                    if self.pending or self.timers:
-                        self.go_on()
+                    due = []
+                    while self.timers and self.timers[0][0] <= self.now:
+                        due.append(heapq.heappop(self.timers)[2])
+                    for connection in due:  # what falls due meanwhile can wait its turn
+                        guard(connection, self.go_on)
                     if self.now >= swept + poll_interval:
                         swept = self.now
                         self.accept_again()
@@ -3840,16 +3842,13 @@ def _server_class() -> "Any":
             finally:
                 self.server_close()
 
-        def go_on(self) -> None:
-            """Answer what is pending, and send what is due."""
-            pending, self.pending = self.pending, []
-            for connection in pending:
-                self.guard(connection, self.converse)
-            while self.timers and self.timers[0][0] <= self.now:  # what falls due meanwhile can wait its turn
-                connection = heapq.heappop(self.timers)[2]
-                if connection in self.connections:
-                    connection.unsent, connection.since = connection.later.popleft()[1], self.now
-                    self.guard(connection, self.send)
+        def go_on(self, connection: "_Connection") -> None:
+            """Send what is due, or else answer what is pending."""
+            if connection.later:
+                connection.unsent, connection.since = connection.later.popleft()[1], self.now
+                self.send(connection)
+            else:
+                self.converse(connection)
 
         def shutdown(self) -> None:
             self.stopping = True
@@ -3955,11 +3954,11 @@ def _server_class() -> "Any":
 
         def send(self, connection: "_Connection") -> None:
             """Send what can be sent now, and set a timer for what comes later."""
-            later = connection.later
+            later, conversation = connection.later, connection.conversation
             while later and not later[0][0]:  # all that is ready goes as one piece
                 connection.unsent += later.popleft()[1]
             if connection.unsent:
-                is_last = not later and connection.conversation.ending == "close"
+                is_last = not later and conversation.ending == "close"
                 try:
                     sent = connection.socket.send(connection.unsent, TOGETHER if is_last else 0)
                 except BlockingIOError:
@@ -3967,25 +3966,25 @@ def _server_class() -> "Any":
                 connection.unsent = connection.unsent[sent:]
                 if sent and connection.unsent:
                     connection.since = self.now
-            if later and not connection.unsent:
-                heapq.heappush(self.timers, (time.monotonic() + later[0][0], id(connection), connection))
             if connection.unsent or connection.awaited == WRITE:  # read no more from a client that does not read
                 self.wait_for(connection)
-            if not connection.unsent and not later:
-                if connection.conversation.ending:
-                    self.end(connection)
-                elif connection.conversation.pending:
-                    self.pending.append(connection)
+            if connection.unsent:
+                return
+            if later or conversation.pending:
+                when = time.monotonic() + (later[0][0] if later else 0)
+                heapq.heappush(self.timers, (when, id(connection), connection))
+            elif conversation.ending:
+                self.end(connection)
 
         def end(self, connection: "_Connection") -> None:
-            ending, lingers = connection.conversation.ending, connection.conversation.lingers
-            if ending == "reset":
+            conversation, connection.since = connection.conversation, self.now
+            if conversation.ending == "reset":
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            if ending == "close":  # which sends what is held back; close() alone would lose that with a reset
-                connection.socket.shutdown(socket.SHUT_WR)
-            connection.since = self.now
-            if ending == "reset" or ending == "close" and not lingers:
                 self.drop(connection)
+            elif conversation.ending == "close":  # shutdown() sends what is held back; with a reset it would be lost
+                connection.socket.shutdown(socket.SHUT_WR)
+                if not conversation.lingers:
+                    self.drop(connection)
 
         def time_out(self, connection: "_Connection") -> None:
             if not connection.conversation.in_request or connection.unsent:
