@@ -1589,42 +1589,40 @@ FILES = {TEST_ROOT_NAME: ("imds-test-ca.crt", "imds-test-ca.crl"),
          TEST_ISSUER_NAME: ("imds-test-issuing-ca.crt", "imds-test-issuing-ca.crl")}
 
 
-def _primes(name: str) -> "Tuple[int, ...]":
-    """Those of an authority's key; of any other name they are the service's."""
-    lacking = TEST_KEYS.get(name, TEST_KEYS[""])
-    return TEST_PRIMES[:lacking] + TEST_PRIMES[lacking + 1:]
-
-
-def _product(numbers: "Iterable[int]") -> int:
-    return functools.reduce(int.__mul__, numbers, 1)
-
-
 @functools.lru_cache(maxsize=None)
-def _private_key(primes: "Tuple[int, ...]") -> "List[Tuple[int, int, int, int]]":
-    """For each prime: the prime, its exponent and its coefficient (RFC 8017, section 3.2), and the product of those
-    before it."""
-    totient = _product(prime - 1 for prime in primes)
-    exponent = (1 + totient * (65537 - pow(totient, 65535, 65537))) // 65537  # 1/65537 modulo totient
-    before = [_product(primes[:at]) for at in range(len(primes))]
-    return [(prime, exponent % (prime - 1), pow(product, prime - 2, prime), product)
-            for prime, product in zip(primes, before)]
+def _private_key(name: str) -> "List[Tuple[int, int, int, int]]":
+    """The key of an authority; of any other name it is the service's. For each prime: the prime, its exponent and its
+    coefficient (RFC 8017, section 3.2), and the product of those before it."""
+    lacking = TEST_KEYS.get(name, TEST_KEYS[""])
+    key, product = [], 1
+    for prime in TEST_PRIMES[:lacking] + TEST_PRIMES[lacking + 1:]:
+        # 1/65537 modulo prime - 1, as 65537 is a prime, too
+        exponent = (1 + (prime - 1) * (65537 - pow(prime - 1, 65535, 65537))) // 65537
+        key.append((prime, exponent, pow(product, prime - 2, prime), product))
+        product *= prime
+    return key
 
 
 def sign(content: bytes, name: str = "") -> bytes:
     """Sign with a test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
-    import hashlib
-
-    digest = _sequence(_algorithm(SHA256), _der(0x04, hashlib.sha256(content).digest()))
+    digest = _sequence(_algorithm(SHA256), _der(0x04, _sha256(content)))
     padded = b"\0\1" + b"\xff" * (253 - len(digest)) + b"\0" + digest  # 256 bytes
     number, signature = int.from_bytes(padded, "big"), 0
-    for prime, exponent, coefficient, product in _private_key(_primes(name)):
+    for prime, exponent, coefficient, product in _private_key(name):
         signature += (pow(number, exponent, prime) - signature) * coefficient % prime * product
     return signature.to_bytes(256, "big")
 
 
 def modulus(name: str = "") -> bytes:
     """The public half of a test key, with the exponent 65537."""
-    return _product(_primes(name)).to_bytes(256, "big")
+    prime, _, _, product = _private_key(name)[-1]
+    return (prime * product).to_bytes(256, "big")
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(data).digest()
 
 
 def base64url(data: bytes) -> str:
@@ -1683,8 +1681,10 @@ def _certificate(subject: str, issuer: str, times: "Tuple[float, float]", extens
     """An X.509 certificate, DER. Times in seconds since 1970."""
     key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(65537))
     more = _sequence(*extensions + [_extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])
+    # An issuer may not use a number twice.
+    serial = int.from_bytes(_sha256(b"%s %d %s" % (subject.encode(), times[0], more))[:15], "big") | 1
     return _signed(
-        issuer, _explicit(0, _integer(2)), _integer(_serial(subject, times[0], more)), _algorithm(SHA256_WITH_RSA),
+        issuer, _explicit(0, _integer(2)), _integer(serial), _algorithm(SHA256_WITH_RSA),
         _name(issuer), _sequence(_time(times[0]), _time(times[1])), _name(subject),
         _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)), _explicit(3, more))
 
@@ -1784,17 +1784,8 @@ def _time(seconds: float) -> bytes:
     return _der(0x17, stamp[2:].encode()) if 1950 <= moment[0] < 2050 else _der(0x18, stamp.encode())
 
 
-def _serial(subject: str, start: float, extensions: bytes) -> int:
-    """The number of a certificate, which is for it alone: an issuer may not use one twice."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(b"%s %d %s" % (subject.encode(), start, extensions)).digest()[:15], "big") | 1
-
-
 def _key_id(name: str) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(modulus(name)).digest()[:20]
+    return _sha256(modulus(name))[:20]
 
 
 def _authority_key(issuer: str) -> bytes:
