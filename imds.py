@@ -6509,8 +6509,10 @@ def _run_serve(options: "Any") -> None:
         _banner(vms[0])
         _print("\n".join(each.url for each in vms))
         while vm.wait(0.5) and not signals.came:
-            if options.reload:
-                seen = _reload(vm, options, seen)
+            stamp = _stamp(options.document) if options.reload else None
+            if stamp not in (None, seen):
+                seen = stamp
+                _reload(vm, options)
     except KeyboardInterrupt:
         pass
     finally:
@@ -6540,17 +6542,13 @@ def _stamp(name: str) -> "Any":
         return None
 
 
-def _reload(vm: "Emulator", options: "Any", seen: "Any") -> "Any":
-    """Serve the file again if it has changed since the stamp ``seen``; return its stamp. If it is wrong, say so and
-    keep the old VM."""
-    stamp = _stamp(options.document) or seen
-    if stamp != seen:
-        try:
-            vm.replace(_parts(options))
-            say("imds: %s was read again" % options.document)
-        except ValueError as error:
-            say("imds: %s; the VM stays as it was" % error)
-    return stamp
+def _reload(vm: "Emulator", options: "Any") -> None:
+    """Serve the file again. If it is wrong, say so and keep the old VM."""
+    try:
+        vm.replace(_parts(options))
+        say("imds: %s was read again" % options.document)
+    except ValueError as error:
+        say("imds: %s; the VM stays as it was" % error)
 
 
 def _banner(vm: "Emulator") -> None:
