@@ -5979,9 +5979,7 @@ def _parser(arguments: "Sequence[str]") -> "Any":
     asked = [name for name in COMMANDS if name in arguments[:1]]  # making them all would cost `get` 5 ms
     for name in asked or COMMANDS:
         row = COMMANDS[name]
-        codes = {code: text for code, text in EXIT_CODES.items() if code in {0, 2}.union(row.codes)}
-        codes.update((code, text) for code, text in row.codes.items() if text)
-        command = parser(commands.add_parser, name, row.text[0].upper() + row.text[1:] + ".", codes, help=row.text)
+        command = parser(commands.add_parser, name, row.text[0].upper() + row.text[1:] + ".", row.codes, help=row.text)
         command.set_defaults(run=row.run)
         if name == "exec":
             command.usage = "%(prog)s [OPTIONS] [VM.json] -- COMMAND ..."
@@ -6967,41 +6965,41 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
-# codes: exit codes besides 0 and 2, with what each means here, or None, which is as in EXIT_CODES.
+# codes: exit codes, with what each means here.
 Command = collections.namedtuple("Command", "run text options codes")
-_ASKS, _CODES = "--endpoint --timeout", dict.fromkeys((1, 3, 4, 5))
+_ASKS, _ASKS_NOBODY = "--endpoint --timeout", {code: EXIT_CODES[code] for code in (0, 1, 2)}
 _EMULATES = ("VM.json --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
              " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --seed --control"
              " --time-scale --quiet")
 COMMANDS = {
-    "get": Command(_run_get, "print what the service says", "PATH --format --api-version " + _ASKS, _CODES),
+    "get": Command(_run_get, "print what the service says", "PATH --format --api-version " + _ASKS, EXIT_CODES),
     "events": Command(_run_events, "print, watch and approve scheduled events",
-                      "--json --watch --interval --approve --exec " + _ASKS, _CODES),
+                      "--json --watch --interval --approve --exec " + _ASKS, EXIT_CODES),
     "token": Command(_run_token, "print an access token of a managed identity",
-                     "RESOURCE --client-id --object-id --msi-res-id --json " + _ASKS, _CODES),
+                     "RESOURCE --client-id --object-id --msi-res-id --json " + _ASKS, EXIT_CODES),
     "attested": Command(_run_attested, "print the attested document; its signature is not checked",
-                        "--nonce --content --der " + _ASKS, _CODES),
+                        "--nonce --content --der " + _ASKS, EXIT_CODES),
     "snapshot": Command(_run_snapshot, "print the whole VM as JSON, for serve; no token is in it",
-                        "--redact " + _ASKS, _CODES),
+                        "--redact " + _ASKS, EXIT_CODES),
     "diff": Command(_run_diff, "print what differs between two VMs, path by path", "A B PREFIX",
-                    {**_CODES, 1: "something differs, or the service says no"}),
+                    {**EXIT_CODES, 1: "something differs, or the service says no"}),
     "serve": Command(_run_serve, "emulate the service until interrupted",
                      "--serve-port --scale-set --reload --help-situations " + _EMULATES,
-                     {1: "it can't listen there"}),
+                     {**_ASKS_NOBODY, 1: "it can't listen there"}),
     "exec": Command(_run_exec, "run a command against an emulator of its own",
                     "--port --isolated --requests --lint --lint-strict " + _EMULATES,
-                    {1: "it can't listen there; a rule is broken (--lint-strict)", 126: "the command can't be run",
-                     127: "there is no such command",
+                    {**_ASKS_NOBODY, 1: "it can't listen there; a rule is broken (--lint-strict)",
+                     126: "the command can't be run", 127: "there is no such command",
                      "128+N": "signal N ended the command; else the exit code is the command's own"}),
     "ctl": Command(_run_ctl, "do an operation of an emulator that was started with --control",
-                   "OPERATION ARGUMENT --url --timeout", {**_CODES, 1: "the operation was refused"}),
+                   "OPERATION ARGUMENT --url --timeout", {**EXIT_CODES, 1: "the operation was refused"}),
     "verify": Command(_run_verify, "check whether something behaves as IMDS does; it only reads",
                       "URL --verdicts --checks-strict --each-timeout",
-                      {**_CODES, 1: "a documented or observed check differs"}),
+                      {**EXIT_CODES, 1: "a documented or observed check differs"}),
     "doctor": Command(_run_doctor, "say why a program can't reach IMDS from here",
-                      "--verdicts --root " + _ASKS, _CODES),
+                      "--verdicts --root " + _ASKS, EXIT_CODES),
     "test-ca": Command(_run_test_ca, "print the certificate of the authority behind the emulator's attested documents",
-                       "--issuing", {}),
+                       "--issuing", {code: EXIT_CODES[code] for code in (0, 2)}),
 }
 
 
