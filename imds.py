@@ -3488,8 +3488,9 @@ HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-# A kept answer: its bytes around the x-ms-request-id, ending and lingers of the Conversation after it, its Exchange.
-Kept = collections.namedtuple("Kept", "before after ending lingers exchange")
+# A kept answer. pieces: its bytes before and after the x-ms-request-id, or all if it has none; ending and lingers of the
+# Conversation after it; its Exchange.
+Kept = collections.namedtuple("Kept", "pieces ending lingers exchange")
 
 
 def parse_head(head: bytes) -> "Request":
@@ -3550,7 +3551,7 @@ class Conversation:
             if kept is not None:
                 self.ending, self.lingers = kept.ending, kept.lingers
                 number = self._bench.repeat(kept.exchange, self._peer)
-                return [(0, kept.before + number.encode() + kept.after if kept.after else kept.before)]
+                return [(0, number.encode().join(kept.pieces))]
         self._unread += data
         sent: "List[Tuple[float, bytes]]" = []
         replies = size = 0
@@ -3582,9 +3583,9 @@ class Conversation:
         """Keep an answer in its Moment, if it may be given again."""
         exchange = self._exchange
         if exchange.response.repeats and len(moment.answers) < MAX_ANSWERS:
-            number = dict(exchange.response.headers).get("x-ms-request-id", "").encode()
-            before, _, after = reply.partition(number) if number else (reply, b"", b"")
-            moment.answers[data] = Kept(before, after, self.ending, self.lingers, masked(exchange))
+            number = dict(exchange.response.headers).get("x-ms-request-id")
+            pieces = reply.split(number.encode(), 1) if number else [reply]
+            moment.answers[data] = Kept(pieces, self.ending, self.lingers, masked(exchange))
 
     def _run(self) -> "Iterator[Optional[List[Tuple[float, bytes]]]]":
         """Yield what to send for each request in turn; None where more bytes are needed."""
