@@ -6578,7 +6578,7 @@ class _Log:
         import threading
 
         self._lines: "Any" = collections.deque(maxlen=10000)
-        self._some, self._writing = threading.Event(), False
+        self._some = threading.Event()  # lines that are not written yet
         self._thread: "Any" = None
 
     def __call__(self, line: str) -> None:
@@ -6597,8 +6597,6 @@ class _Log:
         while True:
             self._some.wait()
             time.sleep(0.02)  # to write many lines at once is cheaper
-            self._some.clear()
-            self._writing = True
             text = ""
             while self._lines:
                 text += self._lines.popleft() + "\n"
@@ -6608,12 +6606,14 @@ class _Log:
                     except OSError:
                         pass
                     text = ""
-            self._writing = False
+            self._some.clear()
+            if self._lines:  # they came meanwhile
+                self._some.set()
 
     def close(self) -> None:
         """Wait until all is written, but not for long."""
         until = time.monotonic() + 0.5
-        while (self._lines or self._writing) and time.monotonic() < until:
+        while (self._lines or self._some.is_set()) and time.monotonic() < until:
             time.sleep(0.005)
 
 
