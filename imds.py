@@ -1581,12 +1581,10 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
 
 SHA256_WITH_RSA, RSA, SHA256 = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1", "2.16.840.1.101.3.4.2.1"
 DATA, SIGNED_DATA = "1.2.840.113549.1.7.1", "1.2.840.113549.1.7.2"
-NAME_TYPES = {"C": ("2.5.4.6", 0x13), "ST": ("2.5.4.8", 0x0c), "L": ("2.5.4.7", 0x0c), "O": ("2.5.4.10", 0x0c),
-              "CN": ("2.5.4.3", 0x0c)}
+NAME_TYPES = {"C": "2.5.4.6", "ST": "2.5.4.8", "L": "2.5.4.7", "O": "2.5.4.10", "CN": "2.5.4.3"}
 AUTHORITY_TIMES = 1577836800, 2493072000  # of root and issuing authority: from 2020 to 2049
-# Name of an authority -> the files with its certificate and its revocation list.
-FILES = {TEST_ROOT_NAME: ("imds-test-ca.crt", "imds-test-ca.crl"),
-         TEST_ISSUER_NAME: ("imds-test-issuing-ca.crt", "imds-test-issuing-ca.crl")}
+# Name of an authority -> the files with its certificate, .crt, and its revocation list, .crl.
+FILES = {TEST_ROOT_NAME: "imds-test-ca", TEST_ISSUER_NAME: "imds-test-issuing-ca"}
 
 
 @functools.lru_cache(maxsize=None)
@@ -1670,7 +1668,8 @@ def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base:
 
 def _places(base: str, issuer: str) -> "List[bytes]":
     """The extensions that say where a certificate's issuer is to be found, and whether it was revoked."""
-    certificate, revoked, ocsp = [_der(0x86, (base + "/" + name).encode()) for name in FILES[issuer] + ("ocsp",)]
+    names = FILES[issuer] + ".crt", FILES[issuer] + ".crl", "ocsp"
+    certificate, revoked, ocsp = [_der(0x86, (base + "/" + name).encode()) for name in names]
     return [
         _extension("1.3.6.1.5.5.7.1.1", _sequence(
             _sequence(_oid("1.3.6.1.5.5.7.48.2"), certificate), _sequence(_oid("1.3.6.1.5.5.7.48.1"), ocsp))),
@@ -1773,8 +1772,8 @@ def _algorithm(dotted: str) -> bytes:
 def _name(text: str) -> bytes:
     """A distinguished name: "C=US,O=...,CN=..."."""
     pairs = [pair.partition("=") for pair in text.split(",")]
-    return _sequence(*[_set(_sequence(_oid(NAME_TYPES[key][0]), _der(NAME_TYPES[key][1], value.encode())))
-                       for key, _, value in pairs])
+    return _sequence(*[_set(_sequence(_oid(NAME_TYPES[key]), _der(0x13 if key == "C" else 0x0c, value.encode())))
+                       for key, _, value in pairs])  # a country is no UTF8String, but a PrintableString (RFC 5280)
 
 
 def _time(seconds: float) -> bytes:
@@ -2447,12 +2446,12 @@ class Service:
 PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
     ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
     "discovery/keys": (JSON_TYPE, Service._keys),
-    "imds-test-ca.pem": (TEXT_TYPE, lambda service, request: pem(authority_certificate()).encode()),
-    FILES[TEST_ROOT_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: authority_certificate()),
-    FILES[TEST_ROOT_NAME][1]: (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ROOT_NAME)),
-    FILES[TEST_ISSUER_NAME][0]: (CERTIFICATE_TYPE, lambda service, request: authority_certificate(
+    FILES[TEST_ROOT_NAME] + ".pem": (TEXT_TYPE, lambda service, request: pem(authority_certificate()).encode()),
+    FILES[TEST_ROOT_NAME] + ".crt": (CERTIFICATE_TYPE, lambda service, request: authority_certificate()),
+    FILES[TEST_ROOT_NAME] + ".crl": (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ROOT_NAME)),
+    FILES[TEST_ISSUER_NAME] + ".crt": (CERTIFICATE_TYPE, lambda service, request: authority_certificate(
         TEST_ISSUER_NAME, service.authorities(request))),
-    FILES[TEST_ISSUER_NAME][1]: (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ISSUER_NAME)),
+    FILES[TEST_ISSUER_NAME] + ".crl": (REVOCATION_TYPE, lambda service, request: service.revoked(TEST_ISSUER_NAME)),
 }
 
 
@@ -3488,8 +3487,8 @@ HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
-# A kept answer. pieces: its bytes before and after the x-ms-request-id, or all if it has none; ending and lingers of the
-# Conversation after it; its Exchange.
+# A kept answer. pieces: its bytes before and after the x-ms-request-id, or all if it has none; ending and lingers of
+# the Conversation after it; its Exchange.
 Kept = collections.namedtuple("Kept", "pieces ending lingers exchange")
 
 
