@@ -6822,10 +6822,9 @@ def _parts(options: "Any") -> "Dict[str, Any]":
     return dict(parts, instance=instance)
 
 
-EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {  # of --event: argument of Bench.schedule, its parser
-    "in": ("after", duration), "resources": ("resources", lambda names: names.split("+")),
-    "duration": ("duration", lambda text: int(duration(text))), "source": ("source", str),
-    "description": ("description", str),
+EVENT_KEYS: "Dict[str, Callable[[str], Any]]" = {  # of --event, and how each is read; arguments of Bench.schedule
+    "in": duration, "resources": lambda names: names.split("+"), "duration": lambda text: int(duration(text)),
+    "source": str, "description": str,
 }
 
 
@@ -6835,8 +6834,8 @@ def _event(text: str) -> "Dict[str, Any]":
     event: "Dict[str, Any]" = {"kind": kind}
     for pair in re.split(r",(?=\w+=)", rest) if rest else ():
         key, equals, value = pair.partition("=")
-        name, reader = EVENT_KEYS[known(key, EVENT_KEYS, "key of --event")]
-        event[name] = reader(value)
+        read = EVENT_KEYS[known(key, EVENT_KEYS, "key of --event")]
+        event["after" if key == "in" else key] = read(value)
     return event
 
 
