@@ -3863,15 +3863,11 @@ def _server_class() -> "Any":
                     if error.errno in (errno.EMFILE, errno.ENFILE):
                         self.make_room()
                     break
-                try:
-                    client.setblocking(False)
-                except OSError:  # the client is gone already (on macOS)
-                    client.close()
-                    continue
                 newcomers.append(_Connection(client, Conversation(self.bench, address[0]), self.now))
                 self.connections.add(newcomers[-1])
             self.bench.service.new_turn()  # who was answered in this one may have come back
             for connection in newcomers:
+                self.guard(connection, lambda each: each.socket.setblocking(False))  # who is gone may fail (on macOS)
                 self.guard(connection, self.serve)  # most have sent their request by now, and many need no more
                 self.guard(connection, self.wait_for)
 
