@@ -6962,7 +6962,7 @@ def _complain(error: object, code: int) -> int:
 
 # codes: exit codes, with what each means here.
 Command = collections.namedtuple("Command", "run text options codes")
-_ASKS, _ASKS_NOBODY = "--endpoint --timeout", {code: EXIT_CODES[code] for code in (0, 1, 2)}
+_ASKS, _NO_CLIENT = "--endpoint --timeout", {code: EXIT_CODES[code] for code in (0, 1, 2)}
 _EMULATES = ("VM.json --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
              " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --seed --control"
              " --time-scale --quiet")
@@ -6980,10 +6980,10 @@ COMMANDS = {
                     {**EXIT_CODES, 1: "something differs, or the service says no"}),
     "serve": Command(_run_serve, "emulate the service until interrupted",
                      "--serve-port --scale-set --reload --help-situations " + _EMULATES,
-                     {**_ASKS_NOBODY, 1: "it can't listen there"}),
+                     {**_NO_CLIENT, 1: "it can't listen there"}),
     "exec": Command(_run_exec, "run a command against an emulator of its own",
                     "--port --isolated --requests --lint --lint-strict " + _EMULATES,
-                    {**_ASKS_NOBODY, 1: "it can't listen there; a rule is broken (--lint-strict)",
+                    {**_NO_CLIENT, 1: "it can't listen there; a rule is broken (--lint-strict)",
                      126: "the command can't be run", 127: "there is no such command",
                      "128+N": "signal N ended the command; else the exit code is the command's own"}),
     "ctl": Command(_run_ctl, "do an operation of an emulator that was started with --control",
