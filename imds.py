@@ -1923,18 +1923,13 @@ class Events:
     """
 
     def __init__(self, clock: "Callable[[], float]", document: "Optional[Mapping[str, Any]]" = None) -> None:
-        self._clock, self._document, self.changes = clock, document or {}, 0  # changes: never reset
-        self.reset()
-
-    def reset(self) -> None:
-        """Restore the list to how it started."""
-        self.changes += 1
-        self.incarnation: int = self._document.get("DocumentIncarnation", 1)
+        document = document or {}
+        self._clock, self.incarnation = clock, document.get("DocumentIncarnation", 1)
         self._events: "Dict[str, _Event]" = {}  # by EventId in upper case
         self._due: "List[Tuple[float, int, _Event]]" = []
         self._texts: "Dict[Any, str]" = {}
         now = self._clock()
-        for event in self._document.get("Events", []):
+        for event in document.get("Events", []):
             shown = {name: field.type(field.default) for name, field in EVENT_FIELDS.items()}
             shown.update(event)
             not_before = parse_time(shown["NotBefore"]) or 0
@@ -1957,7 +1952,7 @@ class Events:
         self._put(event)
 
     def _changed(self) -> None:
-        self.incarnation, self.changes, self._texts = self.incarnation + 1, self.changes + 1, {}
+        self.incarnation, self._texts = self.incarnation + 1, {}
 
     def settle(self) -> float:
         """Apply all changes that are due, in order; return when the next one is, or infinity."""
@@ -2508,8 +2503,8 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
 
 
 # The time in which the same bytes get the same answer. second: of the clock; until: when the next one begins, or an
-# event is due; changes: of Events; answers: dict, bytes of a request -> Kept (room 7).
-Moment = collections.namedtuple("Moment", "second until changes answers")
+# event is due; incarnation: of Events; answers: dict, bytes of a request -> Kept (room 7).
+Moment = collections.namedtuple("Moment", "second until incarnation answers")
 
 
 class Bench:
@@ -2527,8 +2522,7 @@ class Bench:
         self.clock, self.vm, self._log, self.has_control = clock, vm, log, control
         self._hosts = frozenset(name.lower() for name in hosts).union(["localhost"])
         self.service = Service(clock, instance, **settings)
-        events = settings.pop("events", None)  # which VMs share
-        self._settings = dict(copy.deepcopy(settings), instance=copy.deepcopy(instance), events=events)
+        self._settings = copy.deepcopy(dict(settings, instance=instance, events=None))  # reset() makes a new list
         self.siblings: "List[Bench]" = [self]  # the VMs of a scale set
         self._rows: "Any" = collections.deque(maxlen=JOURNAL_SIZE)  # Exchanges, or plain tuples of the same
         self.cleared = 0  # the number of the last exchange that reset() dropped
@@ -2554,8 +2548,8 @@ class Bench:
         """The current Moment."""
         now, moment, events = self.clock(), self._moment, self.service.events
         self._now = now
-        if moment is None or not moment.second <= now < moment.until or events.changes != moment.changes:
-            moment = self._moment = Moment(int(now), min(int(now) + 1, events.settle()), events.changes, {})
+        if moment is None or not moment.second <= now < moment.until or events.incarnation != moment.incarnation:
+            moment = self._moment = Moment(int(now), min(int(now) + 1, events.settle()), events.incarnation, {})
         return moment
 
     def respond(self, request: "Request", peer: str = "-") -> "Exchange":
@@ -2672,7 +2666,8 @@ class Bench:
         """Restore the VM, its events, the clock, the journal and the faults to how they started."""
         self.clock.reset()
         self._restart(self._settings)
-        self.service.events.reset()
+        for each in self.siblings:  # which share them
+            each.service.events, each._moment = self.service.events, None
         self._rows.clear()
         self.cleared = self.service.count
         self._begin()
