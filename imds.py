@@ -4489,9 +4489,7 @@ class Client:
         self._listed_events = False
         self.begun: "Optional[float]" = None  # ``timer`` when a deadline began that several calls share
         self.ahead = 0.0  # seconds by which the service's clock, and so NotBefore, is ahead of ours
-        self._tokens: "Dict[str, _Token]" = {}
-        self._turns: "Dict[Any, Any]" = {}  # a lock for each token, for threads that ask for the same
-        self._failures: "Dict[str, Tuple[float, Error]]" = {}  # when it could not be had, and why
+        self._tokens: "Dict[str, _Shared]" = {}  # by target
 
     def get(self, path: str = "", *, format: "Optional[str]" = None) -> "Any":
         """Return what the service of this VM says at ``path``: a leaf as str, a container as dict or list.
@@ -4662,75 +4660,67 @@ class Client:
         query = [("api-version", TOKEN_VERSION), ("resource", resource)]
         query += sorted((name, value) for name, value in selector.items() if value)
         target, call = "/metadata/identity/oauth2/token?" + urllib.parse.urlencode(query), self._call()
-        token = self._good_token(target)
-        if token is None:
-            turn = self._turns.setdefault((os.getpid(), target), threading.RLock())  # a forked child has its own
-            if not turn.acquire(blocking=False):  # another thread asks for it
-                kept, row = self._tokens.get(target), self._patience(target)
-                if kept and self._left(kept) > 0:
-                    return dict(kept.answer)
-                if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - self._timer())):
-                    raise self._failed_since(target, call) or Unreachable(
-                        "no token came in time for another thread that asks for it at %s" % self.endpoint)
-            try:
-                token = self._good_token(target) or self._renewed(target, call)
-            finally:
-                turn.release()
-        return dict(token.answer)
+        shared = self._tokens.get(target)
+        if shared is None:
+            if len(self._tokens) >= 1000:  # a program may name any number of resources
+                self._tokens.clear()
+            shared = self._tokens.setdefault(target, _Shared())
+        turn = shared.turns.setdefault(os.getpid(), threading.RLock())  # a forked child has its own
+        if not turn.acquire(blocking=False):  # another thread asks for it
+            kept, row = shared.token, self._patience(target)
+            if self._left(kept) > 0:
+                return dict(kept.answer)
+            if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - self._timer())):
+                raise shared.failed_since(call) or Unreachable(
+                    "no token came in time for another thread that asks for it at %s" % self.endpoint)
+        try:
+            return dict(self._kept_or_new(shared, target, call).answer)
+        finally:
+            turn.release()
 
     def _left(self, token: "_Token") -> float:
         """Seconds until it expires, by the faster: the timer may stop while a VM sleeps, and the clock may be set."""
-        return token.lasts - max(self._timer() - token.timer, self._clock() - token.clock)
+        return min(token.end - self._timer(), token.end_by_clock - self._clock())
 
-    def _good_token(self, target: str) -> "Optional[_Token]":
-        """The token kept for a target, unless it is to be renewed now."""
-        kept = self._tokens.get(target)
-        if kept and self._left(kept) > (0 if self._timer() < kept.tried + RENEWAL_PAUSE else TOKEN_RENEWED):
-            return kept
-        return None
-
-    def _renewed(self, target: str, call: "_Call") -> "_Token":
-        """Get a token, and keep it; or the one before it, while that is better. What another thread got since this
-        call began, a token or a refusal, or a failure if no time is left, is taken as if this one had asked."""
+    def _kept_or_new(self, shared: "_Shared", target: str, call: "_Call") -> "_Token":
+        """The token that is kept; or a new one, if that is to be had now and is better. What another thread got since
+        this call began, a token or a refusal, or a failure if no time is left, is taken as if this one had asked."""
         import copy
 
-        kept, failure = self._tokens.get(target), self._failed_since(target, call)
-        if kept and kept.came > call.begun and self._left(kept) > 0:
-            return kept
-        is_late = self._timer() - call.begun > 0.9 * self._patience(target).total
+        now, failure = self._timer(), shared.failed_since(call)
+        was_just_asked = shared.asked > call.begun or shared.in_vain and now < shared.asked + RENEWAL_PAUSE
+        if self._left(shared.token) > (0 if was_just_asked else TOKEN_RENEWED):
+            return shared.token
+        is_late = now - call.begun > 0.9 * self._patience(target).total
         if failure and (is_late or not isinstance(failure, (Unreachable, Unavailable))):
             raise failure
-        if len(self._turns) >= 1000:  # a program may name any number of resources
-            for each in (self._tokens, self._turns, self._failures):
-                each.clear()
+        shared.failure, shared.in_vain = None, True
         try:
             token = self._new_token(target, call)
+            if self._left(token) > self._left(shared.token):
+                shared.token, shared.in_vain = token, False
         except Error as error:
-            self._failures[target] = self._timer(), copy.copy(error)  # without its frames
-            if not kept or self._left(kept) <= 0:
+            shared.failure = copy.copy(error)  # without its frames
+            if self._left(shared.token) <= 0:
                 raise
-            token = kept
-        if kept and self._left(kept) > 0 and self._left(kept) >= self._left(token):
-            token, kept.tried = kept, self._timer()
-        self._tokens[target] = token
-        return token
-
-    def _failed_since(self, target: str, call: "_Call") -> "Optional[Error]":
-        """Why a token could not be had by another thread since this call began."""
-        import copy
-
-        failed, failure = self._failures.get(target, (0, None))
-        return copy.copy(failure) if failure and failed > call.begun else None
+        finally:
+            shared.asked = self._timer()
+        return shared.token
 
     def _new_token(self, target: str, call: "_Call") -> "_Token":
         timer, clock = self._timer(), self._clock()
         reply = self._ask(target, call)
-        token = _Token(object_in(reply.data), timer, clock, self._timer())
-        if not token.is_usable:
+        answer = object_in(reply.data)
+        lasts = [int(str(answer[name])) - start for name, start in (("expires_in", 0), ("expires_on", int(clock)))
+                 if re.match(r"[0-9]{1,12}\Z", str(answer.get(name)))]
+        token = answer.get("access_token")
+        if not (lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token)):
             error = _not_imds(reply, "something that is not a token's answer")
-            del reply, token  # an error's frames are not to hold what came
+            del reply, answer, token  # an error's frames are not to hold what came
             raise error
-        return token
+        least = min(lasts + [2 * TOKEN_SECONDS])  # none is good for so long, whatever is said
+        leaves = {name: leaf(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
+        return _Token(leaves, timer + least, clock + least)
 
     def attested(self, nonce: str = "") -> "Dict[str, str]":
         """Return the attested document, {"encoding": "pkcs7", "signature": base64}; ``attested_content`` reads it.
@@ -4945,17 +4935,27 @@ class _Silence(OSError):
 
 
 class _Token:
-    """A token with the rest of its answer. timer, clock: when it was asked for; came, tried: the timer when it came,
-    and when it could last not be renewed; lasts: seconds."""
+    """A token's answer, and the timer and the clock when it expires."""
 
-    def __init__(self, answer: "Dict[str, Any]", timer: float, clock: float, came: float) -> None:
-        lasts = [int(str(answer[name])) - start for name, start in (("expires_in", 0), ("expires_on", int(clock)))
-                 if re.match(r"[0-9]{1,12}\Z", str(answer.get(name)))]
-        token = answer.get("access_token")
-        self.is_usable = bool(lasts and isinstance(token, str) and re.match(r"[!-~]+\Z", token))
-        self.answer = {name: leaf(value) for name, value in answer.items() if not isinstance(value, (dict, list))}
-        self.tried, self.came, self.timer, self.clock = timer - RENEWAL_PAUSE, came, timer, clock
-        self.lasts = min(lasts + [2 * TOKEN_SECONDS])  # none is good for so long, whatever is said
+    def __init__(self, answer: "Dict[str, str]", end: float, end_by_clock: float) -> None:
+        self.answer, self.end, self.end_by_clock = answer, end, end_by_clock
+
+
+class _Shared:
+    """What the threads share that ask for the same token. turns: by process, a lock for who asks; token: the best that
+    came; asked: the timer when one last ended asking; in_vain: whether nothing better came then; failure: why not."""
+
+    def __init__(self) -> None:
+        self.turns: "Dict[int, Any]" = {}
+        self.token = _Token({}, float("-inf"), float("-inf"))
+        self.asked, self.in_vain = 0.0, False
+        self.failure: "Optional[Error]" = None
+
+    def failed_since(self, call: "_Call") -> "Optional[Error]":
+        """Why another thread could not have it since this call began."""
+        import copy
+
+        return copy.copy(self.failure) if self.asked > call.begun else None
 
 
 @functools.lru_cache(maxsize=None)
