@@ -4607,15 +4607,15 @@ class Client:
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
         last list again."""
-        failing: "Optional[_Call]" = None  # the first look that failed; those after it share its begin
-        gone: "Optional[float]" = None  # ``timer`` when it last answered 410 since then
+        failing: "Optional[float]" = None  # ``timer`` when the first look that failed began
+        gone: "Optional[float]" = None  # ``timer`` when the service last answered 410 since then
         last: "Optional[Dict[str, Any]]" = None
         said: "set[str]" = set()
         while True:
-            call, wait = failing or self._call(MAX_DEAF), max(interval, 1 / RATE_LIMIT)
+            begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
             row = self._patience("/metadata/scheduledevents")
-            call.gone = None
-            call.least = self._timer() + (NOBODY if self.timeout or self.deadline else row.answer)
+            least = NOBODY if self.timeout or self.deadline else row.answer
+            call = _Call(begun if failing is None else failing, MAX_DEAF, begun + least)
             try:
                 document, odd, lost = self._events(call)
                 if last and lost:  # an event that can't be read now is not gone
@@ -4625,7 +4625,7 @@ class Client:
                     document["Events"] += kept[:MAX_EVENTS]
                 last, failing, gone = document, None, None
             except Error as error:
-                failing, odd = call, error
+                failing, odd = call.begun, error
                 gone = gone if call.gone is None else call.gone
                 left = call.begun + time_for(row, call.begun, gone, error) - self._timer()
                 if left <= 0:
@@ -4829,8 +4829,8 @@ class Client:
 
     # --- one request, and its tries
 
-    def _call(self, most: float = float("inf")) -> "_Call":
-        return _Call(self._timer() if self.begun is None else self.begun, most)
+    def _call(self) -> "_Call":
+        return _Call(self._timer() if self.begun is None else self.begun)
 
     def _patience(self, target: str) -> "Patience":
         """The row of PATIENCE for a target, with the timeout and deadline of this client."""
@@ -4911,8 +4911,8 @@ class _Call:
     last answered 410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done
     something."""
 
-    def __init__(self, begun: float, most: float = float("inf")) -> None:
-        self.begun, self.most, self.least = begun, most, 0.0
+    def __init__(self, begun: float, most: float = float("inf"), least: float = 0) -> None:
+        self.begun, self.most, self.least = begun, most, least
         self.gone, self.interrupted = None, False  # type: Optional[float], bool
 
 
