@@ -6373,8 +6373,7 @@ class _Handlers:
     def __init__(self, command: "Optional[str]", client: "Client") -> None:
         self.command, self.client = command, client
         self.running: "Dict[str, Any]" = {}
-        self.begun: "set[str]" = set()
-        self.not_begun: "set[str]" = set()  # of which it was said that it could not be
+        self.begun: "Dict[str, bool]" = {}  # whether it could be; False: that it could not was said
         self.approvals: "List[str]" = []
         self.is_late = False  # an approval was not taken, and this was reported
         self.not_before = 0.0  # time.monotonic() until when the service wants to be asked no more
@@ -6384,15 +6383,15 @@ class _Handlers:
         import subprocess
 
         event_id = event["EventId"].upper()
-        if event_id in self.begun or len(self.running) >= MAX_HANDLERS:
+        if self.begun.get(event_id) or len(self.running) >= MAX_HANDLERS:
             return
         try:
             self.running[event_id] = subprocess.Popen(
                 str(self.command), shell=True, env=_event_environment(event), start_new_session=os.name == "posix")
-            self.begun.add(event_id)
+            self.begun[event_id] = True
         except OSError as error:  # perhaps only now
-            if event_id not in self.not_begun:
-                self.not_begun.add(event_id)
+            if event_id not in self.begun:
+                self.begun[event_id] = False
                 say("imds: %s can't be run (%s); event %s is not approved" % (self.command, error.strerror, event_id))
 
     def look(self, events: "Mapping[str, Mapping[str, Any]]") -> None:
