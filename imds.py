@@ -4613,8 +4613,7 @@ class Client:
         said: "set[str]" = set()
         while True:
             begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
-            row = self._patience("/metadata/scheduledevents")
-            least = NOBODY if self.timeout or self.deadline else row.answer
+            least = NOBODY if self.timeout or self.deadline else self._patience("/metadata/scheduledevents").answer
             call = _Call(begun if failing is None else failing, MAX_DEAF, begun + least)
             try:
                 document, odd, lost = self._events(call)
@@ -4627,7 +4626,7 @@ class Client:
             except Error as error:
                 failing, odd = call.begun, error
                 gone = gone if call.gone is None else call.gone
-                left = call.begun + time_for(row, call.begun, gone, error) - self._timer()
+                left = failing + self.time_for("/metadata/scheduledevents", failing, gone, error) - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4667,10 +4666,10 @@ class Client:
             shared = self._tokens.setdefault(target, _Shared())
         turn = shared.turns.setdefault(os.getpid(), threading.RLock())  # a forked child has its own
         if not turn.acquire(blocking=False):  # another thread asks for it
-            kept, row = shared.token, self._patience(target)
+            kept = shared.token
             if self._left(kept) > 0:
                 return dict(kept.answer)
-            if not turn.acquire(timeout=max(0, call.begun + max(row.total, row.gone) - self._timer())):
+            if not turn.acquire(timeout=max(0, call.begun + self._patience(target).gone - self._timer())):
                 raise shared.failed_since(call) or Unreachable(
                     "no token came in time for another thread that asks for it at %s" % self.endpoint)
         try:
@@ -4841,6 +4840,14 @@ class Client:
             row = row._replace(connect=self.timeout, answer=self.timeout)
         return row if self.deadline is None else row._replace(total=self.deadline, gone=self.deadline)
 
+    def time_for(self, target: str, begun: float, gone: "Optional[float]", error: "Error") -> float:
+        """Seconds from ``begun`` for all tries of a target, of which this error was the last: more while the VM is
+        moved, as 410 says, and then, since that was said last (at ``gone``), until the service is up."""
+        row = self._patience(target)
+        if error.status == 410:
+            return float(row.gone)
+        return float(row.total if gone is None else min(row.gone, gone - begun + row.total))
+
     def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None, once: bool = False) -> "Reply":
         """Send one request, and again until it is answered or its row of PATIENCE ends; if ``once``, until it may have
         been heard."""
@@ -4863,7 +4870,7 @@ class Client:
                 asked = failure.retry_after
                 call.interrupted |= (failure.status or 0) >= 500
                 call.gone = self._timer() if failure.status == 410 else call.gone
-                total = time_for(row, call.begun, call.gone, failure)
+                total = self.time_for(target, call.begun, call.gone, failure)
             elif isinstance(failure, Unreachable):
                 first_pause, asked = 0.1, 0
                 if failure.what == "nobody listens":
@@ -4895,14 +4902,6 @@ class Client:
         error = Unreachable(UNREACHABLE[what] % {"url": url, "why": why, "led": led}, url=url)
         error.what = what
         return error
-
-
-def time_for(row: "Patience", begun: float, gone: "Optional[float]", error: "Error") -> float:
-    """Seconds from ``begun`` for all tries, of which this error was the last: more while the VM is moved, as 410 says,
-    and then, since that was said last (at ``gone``), until the service is up."""
-    if error.status == 410:
-        return float(row.gone)
-    return float(row.total if gone is None else min(row.gone, gone - begun + row.total))
 
 
 class _Call:
@@ -6336,7 +6335,7 @@ class _Watch:
             self.name = name
         except Error as error:
             since = begun if self.nameless is None else self.nameless
-            if time.monotonic() - since >= (self.client.deadline or time_for(PATIENCE[""], since, None, error)):
+            if time.monotonic() - since >= self.client.time_for("/metadata/instance", since, None, error):
                 raise
             if self.nameless is None:
                 say("imds: %s; watching goes on" % error)
