@@ -5396,33 +5396,38 @@ def contract_checks() -> "List[Check]":
 
 def judge(check_row: "Check", reply: "Reply") -> str:
     """How a reply differs from what a check expects, or ""."""
-    expected = check_row.expected
-    if expected in SHAPES:
-        differs = SHAPES[expected].get(reply.status)
-        return differs(reply) if differs else "status %d, not %s" % (
-            reply.status, " or ".join(map(str, SHAPES[expected])))
-    row, names = REFUSALS[expected], parse_target(check_row.target).names
-    text = DIALECTS.get("".join(names[1:2]), {}).get(expected, row.body).replace("$verb", check_row.verb)
-    if reply.status != row.status:
-        return "status %d, not %d" % (reply.status, row.status)
+    refusal = REFUSALS.get(check_row.expected)
+    shape = {refusal.status: functools.partial(_check_refusal, check_row)} if refusal else SHAPES[check_row.expected]
+    try:
+        if reply.status not in shape:
+            raise ValueError("status %d, not %s" % (reply.status, " or ".join(map(str, shape))))
+        shape[reply.status](reply)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+# Each of these raises a ValueError, which says how a reply differs.
+
+def _check_refusal(check_row: "Check", reply: "Reply") -> None:
+    expected, names = check_row.expected, parse_target(check_row.target).names
+    text = DIALECTS.get("".join(names[1:2]), {}).get(expected, REFUSALS[expected].body).replace("$verb", check_row.verb)
     if "$newest" in text:
         offered = list_in(reply.data, "newest-versions")[:3]
         newest_first = sorted(filter(_is_date, offered), reverse=True) or ["VERSION"]
         text = text.replace("$newest", format_json(newest_first))
         if parsed_or_none(reply.data) == json.loads(text):  # its blanks are not known
             text = reply.text
-    if check_row.verb != "HEAD" and reply.data != text.encode():
-        return _words_differ([text], reply)
-    kind = content_type_of(text).partition(";")[0]
-    return "" if reply.content_type == kind else "type %r, not %s" % (reply.content_type, kind)
+    if check_row.verb != "HEAD":
+        _check_words([text], reply)
+    _check_type(reply, content_type_of(text).partition(";")[0])
 
 
-def _words_differ(texts: "Sequence[str]", reply: "Reply") -> str:
-    """How a body that is none of these texts differs from the first, around the first place where it does."""
-    if reply.text in texts:
-        return ""
-    start = max(0, len(os.path.commonprefix([reply.text, texts[0]])) - 100)
-    return "body %s, not %s" % (_part_of(reply.body, start), _part_of(texts[0], start))
+def _check_words(texts: "Sequence[str]", reply: "Reply") -> None:
+    """That a body is one of these texts; if not, how it differs from the first, around where it begins to."""
+    if reply.text not in texts:
+        start = max(0, len(os.path.commonprefix([reply.text, texts[0]])) - 100)
+        raise ValueError("body %s, not %s" % (_part_of(reply.body, start), _part_of(texts[0], start)))
 
 
 def _part_of(text: "Optional[str]", start: int = 0) -> str:
@@ -5436,33 +5441,44 @@ def _is_date(version: "Any") -> bool:
     return isinstance(version, str) and bool(re.match(DATE, version))
 
 
+def _check_type(reply: "Reply", wanted: str) -> None:
+    if reply.content_type != wanted:
+        raise ValueError("type %r, not %s" % (reply.content_type, wanted))
+
+
+def _check_print(reply: "Reply") -> None:
+    """That JSON comes as such, and minified; it is not shown, for it may be a token."""
+    _check_type(reply, "application/json")
+    if re.search(r"\s", without_strings(reply.text)):
+        raise ValueError("no minified JSON")
+
+
+def _check_names(found: "Iterable[str]", wanted: "Iterable[str]", where: str = "") -> None:
+    if list(found) != list(wanted):
+        raise ValueError("names %s%s, not %s" % (", ".join(found)[:200], where, ", ".join(wanted)))
+
+
 # Seen later or earlier than documented, or not documented.
 VARYING = frozenset(["isVmInStandbyPool", "physicalZone", "resourceDisk"])
 
 
-def _keys_differ(node: "Any", shown: "Any", path: str) -> str:
-    """How a node differs from a template: names, their order, and leaves that are no strings."""
-    if isinstance(shown, Field):
-        return "" if isinstance(node, str) else "%s is %s, not a string" % (path, _form_of(node))
-    if not isinstance(node, type(shown)):
-        return "%s is %s, not %s" % (path or "it", _form_of(node), kind_of(shown))
-    if isinstance(shown, list):
+def _check_keys(node: "Any", shown: "Any", path: str) -> None:
+    """That a node is like a template: names, their order, and strings as leaves, of which nothing is shown."""
+    forms: "Dict[type, str]" = {dict: "an object", list: "a list", str: "a string"}
+    where, wanted = path or "it", str if isinstance(shown, Field) else type(shown)
+    if type(node) is not wanted:
+        raise ValueError("%s is %s, not %s" % (where, forms.get(type(node)) or format_json(node), forms[wanted]))
+    if wanted is list:
         shown = dict.fromkeys(map(str, range(len(node))), shown[0])
-    elif set(shown).difference(node, VARYING):
-        return "%s lacks %s" % (path or "it", ", ".join(sorted(set(shown).difference(node, VARYING))))
+    elif wanted is dict:
+        missing = sorted(set(shown).difference(node, VARYING))
+        if missing:
+            raise ValueError("%s lacks %s" % (where, ", ".join(missing)))
     for name, child in children(node):
-        why = _keys_differ(child, shown[name], (path + "." + name).strip(".")) if name in shown else ""
-        if why:
-            return why
-    in_order = isinstance(node, list) or list(node) == sorted(node)
-    return "" if in_order else "%s is not in order" % (path or "it")
-
-
-def _form_of(node: "Any") -> str:
-    """What a node is, but nothing of a string."""
-    if isinstance(node, (dict, list)):
-        return kind_of(node)
-    return "a string" if isinstance(node, str) else format_json(node)
+        if name in shown:
+            _check_keys(child, shown[name], (path + "." + name).strip("."))
+    if wanted is dict and list(node) != sorted(node):
+        raise ValueError("%s is not in order" % where)
 
 
 def _shown_at(reply: "Reply") -> "Any":
@@ -5473,157 +5489,142 @@ def _shown_at(reply: "Reply") -> "Any":
     return find(shown, without_indexes(asked.rest))
 
 
-def _document_differs(reply: "Reply") -> str:
+def _check_document(reply: "Reply") -> None:
     document, asked, shown = parsed_or_none(reply.data), parse_target(reply.url), _shown_at(reply)
-    why = _type_differs(reply) or _keys_differ(document, shown, "")
-    for path in walk(document) if not why else ():
+    if document is None:
+        raise ValueError("not JSON")
+    _check_keys(document, shown, "")
+    for path in walk(document):
         names = without_indexes(path.split("/"))
         added = None if has(shown, names) or VARYING.intersection(names) else since("/".join(asked.rest + (path,)))
         if added in VERSIONS and added > asked.query["api-version"]:
-            return "it has %s, which is there since %s" % (path, added)
-    return why or _print_differs(reply)
+            raise ValueError("it has %s, which is there since %s" % (path, added))
+    _check_print(reply)
 
 
-def _type_differs(reply: "Reply") -> str:
-    if reply.content_type != "application/json":
-        return "type %r, not application/json" % reply.content_type
-    return "not JSON" if parsed_or_none(reply.data) is None else ""
-
-
-def _print_differs(reply: "Reply") -> str:
-    """Whether there are blanks outside the strings of JSON; it is not shown, for it may be a token."""
-    return "no minified JSON" if re.search(r"\s", without_strings(reply.text)) else ""
-
-
-def _object_differs(patterns: "Mapping[str, str]", reply: "Reply", more: "Callable[..., str]" = lambda *_: "") -> str:
-    """How a reply differs from a JSON object with these names in this order. A value is a str like its pattern, or
-    anything where that is empty; then ``more`` says or raises, as a ValueError, how it differs."""
-    document = parsed_or_none(reply.data)
-    if not isinstance(document, dict):
-        return "not a JSON object"
-    if list(document) != list(patterns):
-        return _names_differ(document, patterns)
-    for name, pattern in patterns.items():  # no value is shown, for it may be a token
-        if pattern and not (isinstance(document[name], str) and re.match(pattern + r"\Z", document[name])):
-            return "%s is no string like %s" % (name, pattern)
-    try:
-        return _type_differs(reply) or _print_differs(reply) or more(document, reply)
-    except ValueError as error:
-        return str(error)
-
-
-def _names_differ(found: "Iterable[str]", wanted: "Iterable[str]", where: str = "") -> str:
-    return "names %s%s, not %s" % (", ".join(found)[:200], where, ", ".join(wanted))
-
-
-def _text_differs(pattern: str, reply: "Reply") -> str:
-    if reply.content_type != "text/plain":
-        return "type %r, not text/plain" % reply.content_type
+def _check_text(pattern: str, reply: "Reply") -> None:
+    _check_type(reply, "text/plain")
     if len(reply.data) > 65536:
-        return "%d bytes, too many for this" % len(reply.data)
-    return "" if re.match(pattern, reply.text) else "body %s, not like %s" % (_part_of(reply.text), pattern)
+        raise ValueError("%d bytes, too many for this" % len(reply.data))
+    if not re.match(pattern, reply.text):
+        raise ValueError("body %s, not like %s" % (_part_of(reply.text), pattern))
 
 
-def _listing_differs(pattern: str, reply: "Reply") -> str:
-    why = _text_differs(pattern, reply)
-    if why:
-        return why
+def _check_listing(pattern: str, reply: "Reply") -> None:
+    _check_text(pattern, reply)
     lines = reply.text.split("\n")
     missing = set(format_text(_shown_at(reply)).split("\n")).difference(lines, VARYING)
+    if missing:
+        raise ValueError("lacks " + ", ".join(sorted(missing)))
     names = [line.rstrip("/") for line in lines]
-    in_order = names == sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
-    return "lacks " + ", ".join(sorted(missing)) if missing else "" if in_order else "not in order"
+    if names != sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (0, name)):
+        raise ValueError("not in order")
 
 
-def _header_differs(name: str, pattern: str, reply: "Reply") -> str:
-    value, pattern = reply.headers.get(name, ""), pattern.replace("SIZE", str(len(reply.data)))
-    if name == "content-length" and "transfer-encoding" in reply.headers:  # as a proxy may send it
-        return ""
-    return "" if re.match(pattern + r"\Z", value) else "it is %r, not like %s" % (value, pattern)
+def _check_header(name: str, pattern: str, reply: "Reply") -> None:
+    value = reply.headers.get(name, "")
+    if not re.match(pattern + r"\Z", value):
+        raise ValueError("it is %r, not like %s" % (value, pattern))
 
 
-def _versions_differ(document: "Any", reply: "Reply") -> str:
-    listed = check(document["apiVersions"], list, "apiVersions")
-    is_right = listed and all(map(_is_date, listed)) and listed == sorted(set(listed))
-    return "" if is_right else "not a list of dates, in order"
+def _check_length(reply: "Reply") -> None:
+    if "transfer-encoding" not in reply.headers:  # as a proxy may send it
+        _check_header("content-length", str(len(reply.data)), reply)
 
 
-def _events_differ(document: "Any", reply: "Reply") -> str:
-    wanted = [name for name, field in EVENT_FIELDS.items()
-              if field.since <= parse_target(reply.url).query["api-version"]]
+def _checked_object(patterns: "Mapping[str, str]", reply: "Reply") -> "Dict[str, Any]":
+    """The JSON object that a reply is, with these names in this order; a value is a str like its pattern, or anything
+    where that is empty."""
+    document = parsed_or_none(reply.data)
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    _check_names(document, patterns)
+    for name, pattern in patterns.items():  # no value is shown, for it may be a token
+        if pattern and not (isinstance(document[name], str) and re.match(pattern + r"\Z", document[name])):
+            raise ValueError("%s is no string like %s" % (name, pattern))
+    _check_print(reply)
+    return document
+
+
+def _check_versions(reply: "Reply") -> None:
+    listed = check(_checked_object({"apiVersions": ""}, reply)["apiVersions"], list, "apiVersions")
+    if not (listed and all(map(_is_date, listed)) and listed == sorted(set(listed))):
+        raise ValueError("not a list of dates, in order")
+
+
+def _check_event_list(reply: "Reply") -> None:
+    document = _checked_object({"DocumentIncarnation": "", "Events": ""}, reply)
+    version = parse_target(reply.url).query["api-version"]
     check(document["DocumentIncarnation"], int, "DocumentIncarnation")
     for event in check(document["Events"], list, "Events"):
         check_event(event)
-        if list(event) != wanted:
-            return _names_differ(event, wanted, " in an event")
+        _check_names(event, [name for name, field in EVENT_FIELDS.items() if field.since <= version], " in an event")
         known(event["EventStatus"], ("Scheduled", "Started"), "EventStatus")
         known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
-    return ""
 
 
-def _balance_differs(document: "Any", reply: "Reply") -> str:
+def _check_balance(reply: "Reply") -> None:
+    document, wanted = _checked_object({"loadbalancer": ""}, reply), fields(BALANCE)
     read_balance(document)
-    rules, wanted = document["loadbalancer"], fields(BALANCE)
-    if [name for name in rules if name != "tunnelInterfaces"] != list(wanted):  # of a gateway load balancer
-        return _names_differ(rules, wanted)
+    rules = document["loadbalancer"]
+    _check_names([name for name in rules if name != "tunnelInterfaces"], wanted)  # of a gateway load balancer
     for name, (row,) in wanted.items():
         for rule in rules[name]:
-            if list(rule) != list(row):
-                return _names_differ(rule, row, " in " + name)
+            _check_names(rule, row, " in " + name)
             for key, field in row.items():
-                if type(rule[key]) is not (int if field.kind == "count" else str):
-                    return "%s.%s is %s" % (name, key, _form_of(rule[key]))
-    return ""
+                check(rule[key], int if field.kind == "count" else str, "%s.%s" % (name, key))
 
 
-def _attested_differs(document: "Any", reply: "Reply") -> str:
+def _check_attested(reply: "Reply") -> None:
+    document = _checked_object({"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"}, reply)
     try:
         content = attested_content(document)
     except ValueError as error:
-        return "its signature: %s" % error
-    why = _keys_differ(content, fields_until(parse_target(reply.url).query["api-version"], ATTESTED_VERSIONS), "")
-    return why and "its content: " + why
+        raise ValueError("its signature: %s" % error) from None
+    _check_keys(content, fields_until(parse_target(reply.url).query["api-version"], ATTESTED_VERSIONS), "its content")
 
 
-def _refusal_of_token_differs(reply: "Reply") -> str:
+def _check_refusal_of_token(reply: "Reply") -> None:
     """A VM without the identity may say so; one of another cloud does not know the resource, or its directory does not
     let it have a token (documented)."""
-    texts = [REFUSALS["no-identity"].body, REFUSALS["several-identities"].body]
-    is_other = object_in(reply.data).get("error") in ("invalid_resource", "unauthorized_client", "access_denied")
-    return "" if is_other else _words_differ(texts, reply)
+    if object_in(reply.data).get("error") not in ("invalid_resource", "unauthorized_client", "access_denied"):
+        _check_words([REFUSALS["no-identity"].body, REFUSALS["several-identities"].body], reply)
+
+
+def _check_refusal_of_leaf(reply: "Reply") -> None:
+    if re.search(b'"newest-versions"|header not specified', reply.data):
+        raise ValueError("it is refused for another reason")
 
 
 # What says little of who answers: another server may do the same.
 COMMON = frozenset("head outside path version-of-another not-found refused leaf-refused content-type x-ms-request-id"
                    " date content-length".split())
-SHAPES: "Dict[str, Dict[int, Callable[[Reply], str]]]" = {  # by status: what returns how a reply differs, or ""
-    "document": {200: _document_differs},
-    "guid": {200: functools.partial(_text_differs, r"([0-9a-fA-F-]{36})?\Z")},
-    "mac": {200: functools.partial(_text_differs, r"([0-9A-F]{12})?\Z")},
-    "not-found": {404: lambda reply: ""},
-    "refused": dict.fromkeys((400, 403, 404), lambda reply: ""),
-    "listing": {200: functools.partial(_listing_differs, r"(\w+/?\n)*\w+/?\Z")},
-    "indexes": {200: functools.partial(_listing_differs, r"(\d+/\n)*\d+/\Z")},
-    "leaf-refused": {400: lambda reply: "it is refused for another reason" if re.search(
-        b'"newest-versions"|header not specified', reply.data) else ""},
-    "versions": {200: functools.partial(_object_differs, {"apiVersions": ""}, more=_versions_differ)},
-    "tenant": {200: functools.partial(_object_differs, {"tenantId": ".+"})},
-    "token": {200: functools.partial(_object_differs, {
+SHAPES: "Dict[str, Dict[int, Callable[[Reply], Any]]]" = {  # by status
+    "document": {200: _check_document},
+    "guid": {200: functools.partial(_check_text, r"([0-9a-fA-F-]{36})?\Z")},
+    "mac": {200: functools.partial(_check_text, r"([0-9A-F]{12})?\Z")},
+    "not-found": {404: lambda reply: None},
+    "refused": dict.fromkeys((400, 403, 404), lambda reply: None),
+    "listing": {200: functools.partial(_check_listing, r"(\w+/?\n)*\w+/?\Z")},
+    "indexes": {200: functools.partial(_check_listing, r"(\d+/\n)*\d+/\Z")},
+    "leaf-refused": {400: _check_refusal_of_leaf},
+    "versions": {200: _check_versions},
+    "tenant": {200: functools.partial(_checked_object, {"tenantId": ".+"})},
+    "token": {200: functools.partial(_checked_object, {
         "access_token": "[!-~]+", "client_id": ".*", "expires_in": "[0-9]+", "expires_on": "[0-9]+",
         "ext_expires_in": "[0-9]+", "not_before": "[0-9]+", "resource": ".+", "token_type": "Bearer"}),
-              400: _refusal_of_token_differs},
-    "loadbalancer": {200: functools.partial(_object_differs, {"loadbalancer": ""}, more=_balance_differs),
-                     404: functools.partial(_words_differ, [REFUSALS["no-load-balancer"].body] + [
+              400: _check_refusal_of_token},
+    "loadbalancer": {200: _check_balance,
+                     404: functools.partial(_check_words, [REFUSALS["no-load-balancer"].body] + [
                          '{ "error": "%s" }' % text for text in (
                              "Load Balancer metadata API is not available right now. Please retry later",
                              "/metadata/loadbalancer is not currently available")])},
-    "attested": {200: functools.partial(_object_differs, {"encoding": "pkcs7", "signature": "[A-Za-z0-9+/=]+"},
-                                        more=_attested_differs)},
-    "event-list": {200: functools.partial(_object_differs, {"DocumentIncarnation": "", "Events": ""},
-                                          more=_events_differ)},
-    **{name: {200: functools.partial(_header_differs, name, pattern)} for name, pattern in (
+    "attested": {200: _check_attested},
+    "event-list": {200: _check_event_list},
+    "content-length": {200: _check_length},
+    **{name: {200: functools.partial(_check_header, name, pattern)} for name, pattern in (
         ("content-type", "(?i)application/json; ?charset=utf-8"), ("server", r"IMDS/\d+\.\d+\.\d+\.\d+"),
-        ("x-ms-request-id", "(?i)[0-9a-f-]{36}"), ("date", ".+ GMT"), ("content-length", "SIZE"))},
+        ("x-ms-request-id", "(?i)[0-9a-f-]{36}"), ("date", ".+ GMT"))},
 }
 
 
