@@ -5596,9 +5596,6 @@ def _check_refusal_of_leaf(reply: "Reply") -> None:
         raise ValueError("it is refused for another reason")
 
 
-# What says little of who answers: another server may do the same.
-COMMON = frozenset("head outside path version-of-another not-found refused leaf-refused content-type x-ms-request-id"
-                   " date content-length".split())
 SHAPES: "Dict[str, Dict[int, Callable[[Reply], Any]]]" = {  # by status
     "document": {200: _check_document},
     "guid": {200: functools.partial(_check_text, r"([0-9a-fA-F-]{36})?\Z")},
@@ -5626,6 +5623,7 @@ SHAPES: "Dict[str, Dict[int, Callable[[Reply], Any]]]" = {  # by status
         ("content-type", "(?i)application/json; ?charset=utf-8"), ("server", r"IMDS/\d+\.\d+\.\d+\.\d+"),
         ("x-ms-request-id", "(?i)[0-9a-f-]{36}"), ("date", ".+ GMT"))},
 }
+PUT_OFF = {410: "the VM is being moved", 429: "throttled"}  # why an answer tells nothing
 
 
 def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Iterator[Tuple[Check, str, str]]":
@@ -5673,11 +5671,56 @@ def _tried(
     except Error as error:
         return "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
     why = judge(row, reply)
-    if reply.status in (410, 429):
-        return "can't tell", "throttled" if reply.status == 429 else "the VM is being moved"
+    if reply.status in PUT_OFF:
+        return "can't tell", PUT_OFF[reply.status]
     if why and not offered and has_shape and version and _offered(reply):
         return "can't tell", "this service refuses " + version
     return "differs" if why else "holds", why
+
+
+# What says little of who answers: another server may do the same.
+COMMON = frozenset("head outside path version-of-another not-found refused leaf-refused content-type x-ms-request-id"
+                   " date content-length".split())
+
+
+class Asker:
+    """Asks a client for verify(), and judges the whole. ``answers``: what came so far: an Unreachable, "failing",
+    "imds" or "other"."""
+
+    def __init__(self, client: "Client") -> None:
+        self.client, self.answers, self.last = client, [], 0.0  # type: Client, List[Any], float
+
+    def __call__(self, verb: str, target: str, headers: "Mapping[str, str]") -> "Any":
+        time.sleep(max(0, self.last + 0.25 - time.monotonic()))  # at 4 a second no service throttles
+        self.last = time.monotonic()
+        try:
+            reply = self.client.ask_once(verb, target, headers)
+        except Unreachable as error:
+            self.answers.append(error)
+            self.client.deadline = self.client.deadline or 10  # who is silent once need not be waited for so long again
+            raise
+        is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
+        self.answers.append("failing" if reply.status in PASSING else
+                            "imds" if is_agent or is_like_imds(reply.data) else "other")
+        return reply[:3]
+
+    def judge_all(self, verdicts: "List[Tuple[Check, str, str]]", strict: bool) -> bool:
+        """Whether it differs in what matters. Raises Unreachable, Unavailable or NotIMDS, if that can't be said."""
+        documents = [why for row, _, why in verdicts if row.name.startswith("document at ")]
+        if documents and all(why.startswith("status 400, ") for why in documents):
+            say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, or take Metadata away?")
+        is_wrong = any(verdict == "differs" and (strict or row.mark != "chosen") for row, verdict, _ in verdicts)
+        is_imds = any(verdict == "holds" and row.expected not in COMMON for row, verdict, _ in verdicts)
+        lost = [answer for answer in self.answers if isinstance(answer, Error)]
+        put_off = sum(why in PUT_OFF.values() for _, _, why in verdicts)
+        is_unsure = 2 * (len(lost) + put_off) > len(verdicts)
+        if is_unsure and len(lost) > put_off or lost and lost[-6:] == self.answers[-6:] and not is_wrong:
+            raise lost[-1]
+        if is_unsure or set(self.answers) == {"failing"}:
+            raise Unavailable("%s answers little but 410, 429 and 5xx; try again later" % self.client.endpoint)
+        if not is_imds and "imds" not in self.answers:
+            raise NotIMDS("no answer is like one of the service: what answers at %s is not IMDS" % self.client.endpoint)
+        return is_wrong
 
 
 def is_like_imds(body: bytes) -> bool:
@@ -6169,56 +6212,25 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
 
 
 def _run_verify(options: "Any") -> int:
-    client, last = Client(options.url, timeout=options.timeout, deadline=options.timeout), 0.0
-    kinds: "List[str]" = []  # of the answers, in order
-    lost: "List[Error]" = []  # why requests had no answer
-    is_imds, asked_so_far, untold = False, 0, 0  # untold: how many checks were asked and not answered
-
-    def ask(verb: str, target: str, headers: "Mapping[str, str]") -> "Any":
-        nonlocal last
-        time.sleep(max(0, last + 0.25 - time.monotonic()))  # at 4 a second no service throttles
-        last = time.monotonic()
-        try:
-            reply = client.ask_once(verb, target, headers)
-        except Unreachable as error:
-            kinds.append("none")
-            lost.append(error)
-            client.deadline = client.deadline or 10  # who is silent once need not be waited for so long again
-            raise
-        is_failing = reply.status in PASSING
-        is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
-        kinds.append("failing" if is_failing else "imds" if is_agent or is_like_imds(reply.data) else "other")
-        return reply[:3]
-
-    rows: "List[Dict[str, str]]" = []
-    summary = {mark: {"holds": 0, "differs": 0, "can't tell": 0} for mark in ("documented", "observed", "chosen")}
+    ask = Asker(Client(options.url, timeout=options.timeout, deadline=options.timeout))
+    verdicts = []
     for row, verdict, why in verify(ask):
-        summary[row.mark][verdict] += 1
-        asked = "; ".join([row.verb + " " + row.target] + ["%s: %s" % each for each in SENT[row.header].items()])
-        rows.append({"check": row.name, "mark": row.mark, "request": asked, "verdict": verdict, "why": why})
-        is_imds |= verdict == "holds" and row.expected not in COMMON
-        was_asked, asked_so_far = len(kinds) > asked_so_far, len(kinds)
-        untold += verdict == "can't tell" and was_asked and kinds[-1] in ("none", "failing")
+        verdicts.append((row, verdict, why))
         if not options.json:
             _print(printable("%-10s  %-10s  %s%s" % (verdict, row.mark, row.name, why and ": " + why[:300])))
+    summary = {mark: {"holds": 0, "differs": 0, "can't tell": 0} for mark in ("documented", "observed", "chosen")}
+    for row, verdict, _ in verdicts:
+        summary[row.mark][verdict] += 1
     if options.json:
-        _print(_json({"url": client.endpoint, "checks": rows, "summary": summary}))
+        checks = []
+        for row, verdict, why in verdicts:
+            asked = "; ".join([row.verb + " " + row.target] + ["%s: %s" % each for each in SENT[row.header].items()])
+            checks.append({"check": row.name, "mark": row.mark, "request": asked, "verdict": verdict, "why": why})
+        _print(_json({"url": ask.client.endpoint, "checks": checks, "summary": summary}))
     else:
         for mark, counts in summary.items():
             _print("%-10s  " % mark + "%(holds)d hold, %(differs)d differ, %(can't tell)d can't be told" % counts)
-    documents = [row["why"] for row in rows if row["check"].startswith("document at ")]
-    if documents and all(why.startswith("status 400, ") for why in documents):
-        say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, or take Metadata away?")
-    is_wrong = any(counts["differs"] for mark, counts in summary.items() if mark != "chosen" or options.strict)
-    is_unsure = untold * 2 > len(rows)
-    is_silent = is_unsure and kinds.count("none") > kinds.count("failing")
-    if is_silent or kinds[-6:] == ["none"] * 6 and not is_wrong:
-        raise lost[-1]
-    if is_unsure or set(kinds) == {"failing"}:
-        raise Unavailable("%s answers little but 410, 429 and 5xx; try again later" % client.endpoint)
-    if not is_imds and "imds" not in kinds:
-        raise NotIMDS("no answer is like one of the service: what answers at %s is not IMDS" % client.endpoint)
-    return is_wrong
+    return ask.judge_all(verdicts, options.strict)
 
 
 def _run_doctor(options: "Any") -> int:
