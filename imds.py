@@ -5766,7 +5766,7 @@ class Doctor:
         self.client, self._root = client, root
         self._environ = os.environ if environ is None else environ
         self.facts: "List[Tuple[str, str, str]]" = []
-        self._host = re.sub(r":\d+\Z", "", client.endpoint.partition("://")[2]).strip("[]").lower()
+        self._host = str(urllib.parse.urlsplit(client.endpoint).hostname)
         self._variables()
         self._proxies()
         self._place()
@@ -5793,12 +5793,12 @@ class Doctor:
     def _proxies(self) -> None:
         """Which variables would lead curl or Python through a proxy: Python takes each in any case, and the lower one
         first, even if it is empty; curl takes http_proxy in lower case only."""
-        environ, place = self._environ, "." + self.client.endpoint.partition("://")[2].lower()
-        lower, upper = environ.get("no_proxy"), environ.get("NO_PROXY", "")
-        for_python = upper if lower is None else lower
-        ends = tuple("." + word.strip().lstrip(".").lower() for word in for_python.split(",") if word.strip())
-        bypassed = {"Python": for_python == "*" or place.endswith(ends) or re.sub(r":\d+\Z", "", place).endswith(ends),
-                    "curl": self._is_passed_by_curl((lower or upper).lower())}
+        from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
+
+        environ, place = self._environ, self.client.endpoint.partition("://")[2]
+        upper = environ.get("NO_PROXY", "")
+        bypassed = {"Python": proxy_bypass_environment(place, {"no": environ.get("no_proxy", upper)}),
+                    "curl": self._is_passed_by_curl((environ.get("no_proxy") or upper).lower())}
         for name, users in (("http_proxy", ("curl", "Python")), ("all_proxy", ("curl",)), ("ALL_PROXY", ("curl",)),
                             ("HTTP_PROXY", () if "http_proxy" in environ else ("Python",))):
             if environ.get(name):
@@ -5824,27 +5824,26 @@ class Doctor:
         return listed == "*"
 
     def _place(self) -> None:
-        tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()
-        self.is_azure = tag == AZURE_CHASSIS if tag else None
-        self._fact("chassis tag", tag or "not readable", "an Azure VM" if self.is_azure else
-                   "no Azure VM" if tag else "whether this is an Azure VM can't be seen")
+        self._tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()
+        self._fact("chassis tag", self._tag or "not readable", "an Azure VM" if self._tag == AZURE_CHASSIS else
+                   "no Azure VM" if self._tag else "whether this is an Azure VM can't be seen")
         self._fact("route", *self._route())
-        self.in_kubernetes = "KUBERNETES_SERVICE_HOST" in self._environ
         signs = [sign for sign, there in (
             ("/.dockerenv", os.path.exists(os.path.join(self._root, ".dockerenv"))),
             ("cgroup of a container", re.search("docker|kubepods|containerd|libpod", self._read("proc/1/cgroup"))),
-            ("KUBERNETES_SERVICE_HOST", self.in_kubernetes)) if there]
+            ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_HOST" in self._environ)) if there]
         if signs:
             self._fact("container", ", ".join(signs), "the service answers a container only over the network of its VM")
 
     def _route(self) -> "Tuple[str, str]":
         """The route to the endpoint, from /proc/net/route, where numbers are hexadecimal, low byte first."""
+        import ipaddress
+
         is_own = re.search(r"\|-- %s\n +/32 host LOCAL" % re.escape(self._host), self._read("proc/net/fib_trie"))
         if is_own or is_loopback(self._host):
             return "loopback", "this machine itself"
         try:
-            octets = [int(octet) for octet in self._host.split(".")]
-            address = sum(octet << 8 * at for at, octet in enumerate(octets))
+            address = int.from_bytes(ipaddress.IPv4Address(self._host).packed, "little")
         except ValueError:
             return "not seen", "the endpoint is a name, or an address of IPv6"
         if not os.path.exists(os.path.join(self._root, "proc/net/route")):
@@ -5890,12 +5889,12 @@ class Doctor:
         return "%s answers at %s%s" % (who, where, note), 0
 
     def _why_nobody(self) -> str:
-        if self.in_kubernetes:
+        if "KUBERNETES_SERVICE_HOST" in self._environ:
             return "this is a pod, and AKS can keep pods from the service: use workload identity, or hostNetwork"
-        if self.is_azure:
+        if self._tag == AZURE_CHASSIS:
             return "this is an Azure VM: check the route, the firewall and the primary interface"
         return "%sstart an emulator with 'python3 -m imds serve'" % (
-            "this does not look like an Azure VM: " if self.is_azure is False else "unless this is an Azure VM, ")
+            "this does not look like an Azure VM: " if self._tag else "unless this is an Azure VM, ")
 
     def _ask_as_a_client(self) -> "Optional[Error]":
         """Add the facts that a client meets; return what it would make of the first answer, if that is an error."""
