@@ -5384,7 +5384,7 @@ def contract_checks() -> "List[Check]":
     lines = CONTRACT_CHECKS.format(
         i="/metadata/instance", m="/metadata", v="?api-version=VERSION", t="?api-version=TOKENS", text="&format=text",
         token="/metadata/identity/oauth2/token", cred="?cred-api-version", r="&resource=https://management.azure.com/")
-    return [Check(*re.split("  +", line.strip())) for line in lines.splitlines()] + [
+    return [Check(*re.split("  +", line)) for line in lines.splitlines()] + [
         Check("chosen" if version == PREVIEW else "documented", expected, "GET", "true", "%s at %s" % (name, version),
               "/metadata/%s?api-version=%s" % (endpoint, version))
         for expected, name, endpoint, versions in (
@@ -5647,20 +5647,20 @@ def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Itera
              "TOKENS": newest if offered and TOKEN_VERSION not in offered else TOKEN_VERSION}
     for row in contract_checks():
         row = row._replace(target=re.sub("[A-Z]{6,}", lambda found: words[found.group()], row.target))
-        yield (row,) + _tried(row, ask, offered, named)
+        yield (row,) + _tried(row, ask, offered, newest)
 
 
 def _tried(
-    row: "Check", ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]", offered: "List[str]", named: "List[str]",
+    row: "Check", ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]", offered: "List[str]", newest: str,
 ) -> "Tuple[str, str]":
-    """The verdict on a check, and why. ``offered``: the versions that the service lists; ``named``: those that it names
-    there or elsewhere."""
+    """The verdict on a check, and why. ``offered``: the versions that the service lists; ``newest``: of those that it
+    names there or elsewhere."""
     asked, has_shape = parse_target(row.target), row.expected in SHAPES
     version = asked.query.get("api-version", "")
     added = asked.row.since if version and row.expected not in ("version", "version-of-another") else None
     if offered and version in VERSIONS and version not in offered:
         return "can't tell", "this service does not offer " + version
-    if added and named and (version < added or max(named) < max(version, added)):
+    if added and not added <= version <= newest:
         return "can't tell", "this service does not offer it yet"
     if has_shape and asked.endpoint == "instance" and not has(template(version), without_indexes(asked.rest)):
         return "can't tell", "at %s it is not there" % version
@@ -5670,9 +5670,9 @@ def _tried(
             reply = Reply(*ask(row.verb, row.target, SENT[row.header]), url=row.target)
     except Error as error:
         return "differs" if isinstance(error, NotIMDS) else "can't tell", str(error)
-    why = judge(row, reply)
     if reply.status in PUT_OFF:
         return "can't tell", PUT_OFF[reply.status]
+    why = judge(row, reply)
     if why and not offered and has_shape and version and _offered(reply):
         return "can't tell", "this service refuses " + version
     return "differs" if why else "holds", why
