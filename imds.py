@@ -5377,7 +5377,6 @@ chosen      path                GET   true   newer credential, by GET     {m}/id
 """
 
 
-@functools.lru_cache(maxsize=None)
 def contract_checks() -> "List[Check]":
     """The checks of the table, and one for each version of what changes with it. (The preview is known from its
     document alone, which was withdrawn.)"""
