@@ -5863,10 +5863,9 @@ class Doctor:
             self._fact("answers", "nothing", "the verdict says who could be in the way")
             return "%s at %s; %s" % (error.what, where, self._why_nobody()), 3
         except NotIMDS as error:
-            is_http = "not HTTP" not in str(error)
-            self._fact("answers", "what can't be read" if is_http else "no HTTP", str(error))
-            return "what answers at %s is not IMDS: %s" % (
-                where, "its answer can't be read" if is_http else "it does not speak HTTP"), 5
+            why = "it does not speak HTTP" if "not HTTP" in str(error) else "its answer can't be read"
+            self._fact("answers", why, str(error))
+            return "what answers at %s is not IMDS: %s" % (where, why), 5
         self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
         who, code = next((who, code) for wanted, name, value, part, who, code in ANSWERERS
                          if (wanted is None or reply.status in wanted)
@@ -5897,15 +5896,14 @@ class Doctor:
 
     def _ask_as_a_client(self) -> "Optional[Error]":
         """Add the facts that a client meets; return what it would make of the first answer, if that is an error."""
-        ask = functools.partial(self.client.ask_once, "GET", headers=SENT["true"])
-        first = ask("/metadata/instance?api-version=2021-02-01")
+        first = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", SENT["true"])
         failure = _judged(first, None)
         if failure is None and not is_like_imds(first.data):
             failure = _not_imds(first, "something else")
         elif failure and failure.offered:  # an older service, with which a client comes to terms
             failure = None
         self._fact("with the header", "status %d" % first.status, "clients do not" if failure else "clients get on")
-        listing = ask("/metadata/versions")
+        listing = self.client.ask_once("GET", "/metadata/versions", SENT["true"])
         versions = sorted(filter(_is_date, list_in(listing.data, "apiVersions")))
         self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed",
                    "what a client may ask for")
