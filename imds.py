@@ -5394,7 +5394,7 @@ def contract_checks() -> "List[Check]":
 
 
 def judge(check_row: "Check", reply: "Reply") -> str:
-    """How a reply differs from what a check expects, or ""."""
+    """How a reply differs from what a check expects, or ""; without what may be a token in it."""
     refusal = REFUSALS.get(check_row.expected)
     shape = {refusal.status: functools.partial(_check_refusal, check_row)} if refusal else SHAPES[check_row.expected]
     try:
@@ -5402,7 +5402,7 @@ def judge(check_row: "Check", reply: "Reply") -> str:
             raise ValueError("status %d, not %s" % (reply.status, " or ".join(map(str, shape))))
         shape[reply.status](reply)
     except ValueError as error:
-        return str(error)
+        return re.sub(r"eyJ[\w-]{10}[\w.-]*", "(masked)", str(error))
     return ""
 
 

@@ -313,7 +313,8 @@ class Checks(unittest.TestCase):
                 self.assertEqual(found[check], ("differs", why) if why else ("holds", ""))
 
     def test_no_token_is_in_a_verdict(self):
-        for body in (b'{"access_token":"hush.hush"}', b'["eyJhushhushhush"]', b'"eyJhushhushhush"', b'eyJhushhushhush', b'{"Access_Token":"hush"}'):
+        for body in (b'{"access_token":"hush.hush"}', b'["eyJhushhushhush"]', b'"eyJhushhushhush"', b'eyJhushhushhush', b'{"Access_Token":"hush"}',
+                     b'{"apiVersions":"eyJhushhushhush"}', b'{"DocumentIncarnation":"eyJhushhushhush.hush","Events":[]}'):
             for content_type in ("text/plain", "application/json; charset=utf-8"):
                 for status in (200, 400, 404):
                     found = verdicts(lambda verb, target, headers, answer=(status, {"content-type": content_type}, body): answer)
