@@ -4989,7 +4989,7 @@ def _transport() -> "Callable[..., Reply]":
             count = self.in_time(super().recv_into, *args)
             self.received, self.ended = self.received + count, count == 0
             if self.received > self.most:
-                raise _TooMuch(self.most)
+                raise _Odd("more than %d bytes" % self.most)
             return int(count)
 
         def __del__(self) -> None:  # an interrupt can come before it is closed
@@ -5067,26 +5067,23 @@ def _transport() -> "Callable[..., Reply]":
         headers: "Optional[Mapping[str, str]]" = None,
     ) -> "Reply":
         request = request_for(url, body, verb, (("Metadata", "true"),) if headers is None else tuple(headers.items()))
-        problem, odd = None, "%s answered %s: what answers is not IMDS"  # type: Any, str
+        problem: "Any" = None
         try:
             with handler.do_open(Connection, request, limit=limit) as response:  # type: ignore[arg-type]
+                if _is_coded(response):
+                    raise _Odd("something encoded in a way that was not asked for")
                 if (response.length or 0) > MAX_REPLY:
-                    raise _TooMuch(MAX_REPLY)
-                reply = Reply(response.status, response.headers, response.read(), url)
-            if not _is_coded(response):
-                return reply
-            problem = NotIMDS(odd % (url, "something encoded in a way that was not asked for"), url=url)
-            del reply, response
+                    raise _Odd("more than %d bytes" % MAX_REPLY)
+                return Reply(response.status, response.headers, response.read(), url)
         except http.client.IncompleteRead:
             problem = ConnectionResetError("the answer is cut off")
         except urllib.error.URLError as error:
             problem = error.reason if isinstance(error.reason, OSError) else OSError("the request can't be sent")
         except OSError as error:
             problem = error
-        except _TooMuch as error:
-            problem = NotIMDS(odd % (url, "more than %d bytes" % error.args[0]), url=url)
-        except Exception:  # http.client leaves the headers to email, which may raise anything
-            problem = NotIMDS(odd % (url, "something that is not HTTP"), url=url)
+        except Exception as error:  # http.client leaves the headers to email, which may raise anything
+            what = str(error) if isinstance(error, _Odd) else "something that is not HTTP"
+            problem = NotIMDS("%s answered %s: what answers is not IMDS" % (url, what), url=url)
         # Outside `except`, without context and frames: they would keep what came, perhaps a token.
         problem.__context__ = None
         raise problem.with_traceback(None)
@@ -5094,8 +5091,8 @@ def _transport() -> "Callable[..., Reply]":
     return fetch
 
 
-class _TooMuch(Exception):
-    """An answer has more than so many bytes."""
+class _Odd(Exception):
+    """What the service never sends, in words that may be shown."""
 
 
 def _addresses(host: str, port: int, most: float) -> "List[str]":
