@@ -4760,8 +4760,8 @@ class Client:
         loadbalancer and attested as far as the service has them."""
         call = self._call()
         vm = {"instance": self._instance(call)}
-        for part, path in (("scheduledevents", "scheduledevents"), ("identity", "identity/info"),
-                           ("loadbalancer", "loadbalancer"), ("attested", "attested/document")):
+        for path in ("scheduledevents", "identity/info", "loadbalancer", "attested/document"):
+            part = path.partition("/")[0]
             try:
                 node = _content(self._ask_newest("/metadata/" + path, call if self.deadline else self._call()))
             except (NotFound, Refused):
