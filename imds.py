@@ -3742,7 +3742,7 @@ class _Connection:
     def __init__(self, client: "Any", conversation: "Conversation", now: float) -> None:
         self.socket, self.conversation, self.since = client, conversation, now
         self.unsent = b""
-        self.later: "Any" = collections.deque()  # (seconds after the piece before it, bytes)
+        self.later: "List[Tuple[float, bytes]]" = []  # (seconds after the piece before it, bytes)
         self.awaited = 0
 
     @property
@@ -3831,7 +3831,7 @@ def _server_class() -> "Any":
         def go_on(self, connection: "_Connection") -> None:
             """Send what is due, or else answer what is pending."""
             if connection.later:
-                connection.unsent, connection.since = connection.later.popleft()[1], self.now
+                connection.unsent, connection.since = connection.later.pop(0)[1], self.now
                 self.send(connection)
             else:
                 self.converse(connection)
@@ -3927,18 +3927,15 @@ def _server_class() -> "Any":
                 parts = conversation.receive(data)
             if began or parts:
                 connection.since = self.now
-            if len(parts) == 1 and not parts[0][0]:  # as nearly always
-                connection.unsent = parts[0][1]
-                self.send(connection)
-            elif parts or conversation.ending:
-                connection.later.extend(parts)
+            if parts or conversation.ending:
+                connection.later = parts
                 self.send(connection)
 
         def send(self, connection: "_Connection") -> None:
             """Send what can be sent now, and set a timer for what comes later."""
             later, conversation = connection.later, connection.conversation
             while later and not later[0][0]:  # all that is ready goes as one piece
-                connection.unsent += later.popleft()[1]
+                connection.unsent += later.pop(0)[1]
             if connection.unsent:
                 is_last = not later and conversation.ending == "close"
                 try:
@@ -3973,7 +3970,7 @@ def _server_class() -> "Any":
                 self.drop(connection)
                 return
             with self.lock:
-                connection.later.extend(connection.conversation.refuse("slow"))
+                connection.later = connection.conversation.refuse("slow")
             self.send(connection)
 
         def drop(self, connection: "_Connection") -> None:
