@@ -6033,18 +6033,18 @@ def _port(text: str) -> int:
     return int(text)
 
 
-# The arguments of add_argument() for each option and for each positional argument (in capitals); names, if not the key.
+# The arguments of add_argument() for each option and for each positional argument (in capitals). names: of an option
+# that another command has, too, but in another sense.
 OPTIONS: "Dict[str, Dict[str, Any]]" = {
-    "PATH": {"names": ["paths"], "metavar": "PATH", "nargs": "*",
-             "help": "like compute/vmId, or a URL from the documentation; none is the whole document"},
-    "RESOURCE": {"names": ["resource"], "metavar": "RESOURCE", "help": "like https://vault.azure.net"},
+    "PATH": {"nargs": "*", "help": "like compute/vmId, or a URL from the documentation; none is the whole document"},
+    "RESOURCE": {"help": "like https://vault.azure.net"},
     "A": {"help": "a file, or the URL of an endpoint"},
     "B": {"help": "the same"},
-    "PREFIX": {"names": ["prefix"], "metavar": "PATH", "nargs": "?", "default": "",
+    "PREFIX": {"metavar": "PATH", "nargs": "?", "default": "",
                "help": "compare only what is below it, like instance/compute"},
-    "VM.json": {"names": ["document"], "metavar": "VM.json", "nargs": "?",
-                "help": "what /metadata/instance returns, of a real VM for example, or what snapshot prints; - is "
-                        "standard input"},
+    "VM": {"metavar": "VM.json", "nargs": "?",
+           "help": "what /metadata/instance returns, of a real VM for example, or what snapshot prints; - is standard "
+                   "input"},
     "--format": {"choices": ("json", "text"), "help": "print a leaf as JSON, or a container as a listing"},
     "--api-version": {"metavar": "DATE",
                       "help": "default: the newest that is known here, or else the newest that the service offers"},
@@ -6106,15 +6106,15 @@ OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "--isolated": {"action": "store_true",
                    "help": "run it where 169.254.169.254 is this emulator, and nothing else can be reached (Linux)"},
     "--scale-set": {"metavar": "N", "type": int, "help": "serve so many VMs of one scale set, a port each"},
-    "URL": {"names": ["url"], "metavar": "URL", "help": "of the service, like http://127.0.0.1:%d" % DEFAULT_PORT},
+    "URL": {"help": "of the service, like http://127.0.0.1:%d" % DEFAULT_PORT},
     "--verdicts": {"names": ["--json"], "action": "store_true", "help": "for programs"},
     "--checks-strict": {"names": ["--strict"], "action": "store_true",
                         "help": "count what documentation and observation leave open, too"},
     "--each-timeout": {"names": ["--timeout"], "metavar": "SECONDS", "type": _seconds,
                        "help": "for each request (default: as the client's)"},
     "--root": {"metavar": "DIR", "default": "/", "help": "where proc and sys are (default: /)"},
-    "OPERATION": {"names": ["operation"], "metavar": "OPERATION", "nargs": "?", "help": "none: list them all"},
-    "ARGUMENT": {"names": ["arguments"], "metavar": "NAME=VALUE", "nargs": "*", "help": "like kind=Reboot after=30"},
+    "OPERATION": {"nargs": "?", "help": "none: list them all"},
+    "ARGUMENT": {"metavar": "NAME=VALUE", "nargs": "*", "help": "like kind=Reboot after=30"},
     "--url": {"metavar": "URL", "help": "of the emulator (default: $AZURE_IMDS_CONTROL, or http://127.0.0.1:%d/imds)"
                                         % DEFAULT_PORT},
     "--time-scale": {"metavar": "N", "type": _seconds, "default": 1, "help": "let its time run so many times as fast"},
@@ -6130,12 +6130,12 @@ def _client(options: "Any") -> "Client":
 
 
 def _run_get(options: "Any") -> None:
-    for node in _client(options).get_all(options.paths or [""], format=options.format):
+    for node in _client(options).get_all(options.PATH or [""], format=options.format):
         _print(node if isinstance(node, str) and options.format != "json" else _json(node))
 
 
 def _run_token(options: "Any") -> None:
-    answer = _client(options).token_answer(options.resource, client_id=options.client_id,
+    answer = _client(options).token_answer(options.RESOURCE, client_id=options.client_id,
                                            object_id=options.object_id, msi_res_id=options.msi_res_id)
     _print(_json(answer) if options.json else answer["access_token"])
 
@@ -6166,7 +6166,7 @@ def _run_diff(options: "Any") -> int:
     if len(bare) == 1:
         vms = [{"instance": vm["instance"]} for vm in vms]
         say("imds: only the instance documents are compared: %s has nothing else" % bare[0])
-    names = [name for name in options.prefix.split("/") if name]
+    names = [name for name in options.PREFIX.split("/") if name]
     names = names[1:] if names[:1] == ["metadata"] else names
     names = ["instance"] + names if names and names[0] not in PARTS else names
     if not any(has(vm, names) for vm in vms):
@@ -6202,7 +6202,7 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
 
 
 def _run_verify(options: "Any") -> int:
-    ask = Asker(Client(options.url, timeout=options.timeout, deadline=options.timeout))
+    ask = Asker(Client(options.URL, timeout=options.timeout, deadline=options.timeout))
     verdicts = []
     for row, verdict, why in verify(ask):
         verdicts.append((row, verdict, why))
@@ -6488,9 +6488,9 @@ def _run_serve(options: "Any") -> None:
     if options.help_situations:
         _print(playbook_help())
         return
-    if options.reload and options.document in (None, "-"):
+    if options.reload and options.VM in (None, "-"):
         raise ValueError("--reload goes with a file")
-    seen, log = _stamp(options.document) if options.reload else None, _Log()
+    seen, log = _stamp(options.VM) if options.reload else None, _Log()
     vm = _emulator(options, None if options.quiet else log)
     signals = _Signals()
     try:
@@ -6499,7 +6499,7 @@ def _run_serve(options: "Any") -> None:
         _banner(vms[0])
         _print("\n".join(each.url for each in vms))
         while vm.wait(0.5) and not signals.came:
-            stamp = _stamp(options.document) if options.reload else None
+            stamp = _stamp(options.VM) if options.reload else None
             if stamp not in (None, seen):
                 seen = stamp
                 _reload(vm, options)
@@ -6536,7 +6536,7 @@ def _reload(vm: "Emulator", options: "Any") -> None:
     """Serve the file again. If it is wrong, say so and keep the old VM."""
     try:
         vm.replace(_parts(options))
-        say("imds: %s was read again" % options.document)
+        say("imds: %s was read again" % options.VM)
     except ValueError as error:
         say("imds: %s; the VM stays as it was" % error)
 
@@ -6722,10 +6722,10 @@ def _run_ctl(options: "Any") -> int:
     url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d" % DEFAULT_PORT).rstrip("/")
     origin, path = re.match(r"(\w+://[^/]*|[^/]*)/?(.*)", url).groups()  # type: ignore[union-attr]
     client = Client(origin, timeout=options.timeout, deadline=options.timeout or 5)
-    pairs = [argument.partition("=") for argument in options.arguments]
+    pairs = [argument.partition("=") for argument in options.ARGUMENT]
     if not all(equals for _, equals, _ in pairs) or len({key for key, _, _ in pairs}) < len(pairs):
         raise ValueError("an argument is NAME=VALUE, like kind=Reboot, each once")
-    name = options.operation and known(options.operation, OPERATIONS, "operation")
+    name = options.OPERATION and known(options.OPERATION, OPERATIONS, "operation")
     arguments = read_arguments(name, {key: value for key, _, value in pairs}) if name else None
     try:
         answer = client.control("/%s/%s" % (path or "imds", name or ""), arguments)
@@ -6757,9 +6757,9 @@ def _run_ctl(options: "Any") -> int:
 def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
     """The Emulator, or the ScaleSet, that the options ask for, with its events and faults."""
     count = getattr(options, "scale_set", None)
-    if count is not None and (options.document or options.set or options.reload):
+    if count is not None and (options.VM or options.set or options.reload):
         raise ValueError("--scale-set goes with no file, --set or --reload")
-    parts = _parts(options) if options.document is not None or options.set else None
+    parts = _parts(options) if options.VM is not None or options.set else None
     if not options.host:
         raise ValueError("--host wants an address; 0.0.0.0 is all of IPv4, :: is all of IPv6")
     identities = [] if options.identity == ["none"] else options.identity
@@ -6784,25 +6784,25 @@ def _emulator(options: "Any", log: "Optional[Callable[[str], None]]") -> "Any":
 
 def _parts(options: "Any") -> "Dict[str, Any]":
     """The parts of the VM of a file or a profile, complete and with --set applied."""
-    if options.document is None:
+    if options.VM is None:
         document = {"instance": make_vm(options.profile or "linux")}
     elif options.profile:
         raise ValueError("a file or --profile, not both")
     else:
-        document = _read_json(options.document)
+        document = _read_json(options.VM)
     if not {"instance", "compute", "network"}.intersection(document):
-        raise ValueError(NO_VM % options.document)
+        raise ValueError(NO_VM % options.VM)
     try:
         parts = split_document(document)
         instance = complete(parts["instance"])
     except ValueError as error:
-        raise ValueError("%s is not a VM: %s" % (options.document, error)) from None
+        raise ValueError("%s is not a VM: %s" % (options.VM, error)) from None
     for part, node in parts.items():
         shown = everything() if part == "instance" else fields(PARTS[part])
         if part in shown:  # the frame of the load balancer's document
             node = (node or {}).get(part, node)
         for path, meant in misspelled(node, shown, "" if part == "instance" else part + "."):
-            message = "%s: %s is a name that no table knows; did you mean %s?" % (options.document, path, meant)
+            message = "%s: %s is a name that no table knows; did you mean %s?" % (options.VM, path, meant)
             if options.strict:
                 raise ValueError(message)
             say("imds: warning: " + message)
@@ -6959,7 +6959,7 @@ def _complain(error: object, code: int) -> int:
 # codes: exit codes, with what each means here.
 Command = collections.namedtuple("Command", "run text options codes")
 _ASKS, _NO_CLIENT = "--endpoint --timeout", {code: EXIT_CODES[code] for code in (0, 1, 2)}
-_EMULATES = ("VM.json --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
+_EMULATES = ("VM --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
              " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --seed --control"
              " --time-scale --quiet")
 COMMANDS = {
