@@ -3927,9 +3927,8 @@ def _server_class() -> "Any":
                 parts = conversation.receive(data)
             if began or parts:
                 connection.since = self.now
-            if parts or conversation.ending:
-                connection.later = parts
-                self.send(connection)
+            connection.later = parts
+            self.send(connection)
 
         def send(self, connection: "_Connection") -> None:
             """Send what can be sent now, and set a timer for what comes later."""
@@ -3966,12 +3965,12 @@ def _server_class() -> "Any":
                     self.drop(connection)
 
         def time_out(self, connection: "_Connection") -> None:
-            if not connection.conversation.in_request or connection.unsent:
+            if connection.conversation.in_request and not connection.unsent:
+                with self.lock:
+                    connection.later = connection.conversation.refuse("slow")
+                self.send(connection)
+            else:
                 self.drop(connection)
-                return
-            with self.lock:
-                connection.later = connection.conversation.refuse("slow")
-            self.send(connection)
 
         def drop(self, connection: "_Connection") -> None:
             if connection in self.connections:
