@@ -4682,24 +4682,23 @@ class Client:
         this call began, a token or a refusal, or a failure if no time is left, is taken as if this one had asked."""
         import copy
 
-        now, failure = self._timer(), shared.failed_since(call)
+        now = self._timer()
         was_just_asked = shared.asked > call.begun or shared.in_vain and now < shared.asked + RENEWAL_PAUSE
         if self._left(shared.token) > (0 if was_just_asked else TOKEN_RENEWED):
             return shared.token
-        is_late = now - call.begun > 0.9 * self._patience(target).total
+        failure, is_late = shared.failed_since(call), now - call.begun > 0.9 * self._patience(target).total
         if failure and (is_late or not isinstance(failure, (Unreachable, Unavailable))):
             raise failure
-        shared.failure, shared.in_vain = None, True
         try:
             token = self._new_token(target, call)
-            if self._left(token) > self._left(shared.token):
-                shared.token, shared.in_vain = token, False
         except Error as error:
-            shared.failure = copy.copy(error)  # without its frames
+            shared.asked, shared.in_vain, shared.failure = self._timer(), True, copy.copy(error)  # without its frames
             if self._left(shared.token) <= 0:
                 raise
-        finally:
-            shared.asked = self._timer()
+        else:
+            is_better = self._left(token) > self._left(shared.token)
+            shared.asked, shared.in_vain, shared.failure = self._timer(), not is_better, None
+            shared.token = token if is_better else shared.token
         return shared.token
 
     def _new_token(self, target: str, call: "_Call") -> "_Token":
