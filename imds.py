@@ -4683,7 +4683,7 @@ class Client:
         import copy
 
         now = self._timer()
-        was_just_asked = shared.asked > call.begun or shared.in_vain and now < shared.asked + RENEWAL_PAUSE
+        was_just_asked = shared.asked > min(call.begun, now - RENEWAL_PAUSE)
         if self._left(shared.token) > (0 if was_just_asked else TOKEN_RENEWED):
             return shared.token
         failure, is_late = shared.failed_since(call), now - call.begun > 0.9 * self._patience(target).total
@@ -4692,13 +4692,12 @@ class Client:
         try:
             token = self._new_token(target, call)
         except Error as error:
-            shared.asked, shared.in_vain, shared.failure = self._timer(), True, copy.copy(error)  # without its frames
+            shared.asked, shared.failure = self._timer(), copy.copy(error)  # without its frames
             if self._left(shared.token) <= 0:
                 raise
         else:
-            is_better = self._left(token) > self._left(shared.token)
-            shared.asked, shared.in_vain, shared.failure = self._timer(), not is_better, None
-            shared.token = token if is_better else shared.token
+            shared.asked, shared.failure = self._timer(), None
+            shared.token = max(token, shared.token, key=self._left)
         return shared.token
 
     def _new_token(self, target: str, call: "_Call") -> "_Token":
@@ -4937,13 +4936,12 @@ class _Token:
 
 class _Shared:
     """What the threads share that ask for the same token. turns: by process, a lock for who asks; token: the best that
-    came; asked: the timer when one last ended asking; in_vain: whether nothing better came then; failure: why not."""
+    came; asked: the timer when one last ended asking; failure: why nothing came then."""
 
     def __init__(self) -> None:
         self.turns: "Dict[int, Any]" = {}
         self.token = _Token({}, float("-inf"), float("-inf"))
-        self.asked, self.in_vain = 0.0, False
-        self.failure: "Optional[Error]" = None
+        self.asked, self.failure = 0.0, None  # type: float, Optional[Error]
 
     def failed_since(self, call: "_Call") -> "Optional[Error]":
         """Why another thread could not have it since this call began."""

@@ -1134,6 +1134,15 @@ class Tokens(Case):
                 self.assertEqual([client.token(RESOURCE) for _ in range(3)], ["secret"] * 3)
                 self.assertEqual(len(server.requests), 2)  # and not at each call
 
+    def test_one_that_does_not_last_is_asked_for_twice_a_minute(self):
+        patient = Patient()
+        with Script(lambda request: token_answer(expires_in="200", expires_on=None)) as server:
+            client = patient.client(server.url)
+            for second in range(0, 70, 10):
+                patient.now = second
+                client.token(RESOURCE)
+            self.assertEqual(len(server.requests), 3)
+
     def test_none_is_good_for_years(self):
         patient = Patient()
         with Script(token_answer(expires_in="86400000", expires_on=None)) as server:
