@@ -1143,6 +1143,23 @@ class Tokens(Case):
                 client.token(RESOURCE)
             self.assertEqual(len(server.requests), 3)
 
+    def test_of_two_that_have_expired_it_is_the_new_one(self):
+        patient = Patient()
+        with Script(lambda request: token_answer(access_token="T%d" % len(server.requests), expires_on="1506484173")) as server:
+            client, tokens = patient.client(server.url), []
+            for seconds in (0.9, 10.2, 3600, 86400.3, 5):  # the first expires later in its second
+                patient.now += seconds
+                tokens.append(client.token(RESOURCE))
+        self.assertEqual(tokens, ["T1", "T2", "T3", "T4", "T5"])
+
+    def test_one_that_is_good_needs_no_turn(self):
+        with Script(token_answer(expires_on=None)) as server:  # an interrupt could leave it taken
+            client = imds.Client(server.url)
+            client.token(RESOURCE)
+            for shared in client._tokens.values():
+                shared.turns = None
+            self.assertEqual(client.token(RESOURCE), "secret")
+
     def test_none_is_good_for_years(self):
         patient = Patient()
         with Script(token_answer(expires_in="86400000", expires_on=None)) as server:
@@ -1297,6 +1314,7 @@ class Secrets(unittest.TestCase):
             reply(200, b'{"access_token":"t","expires_in":"%s"}' % SECRET.encode()),
             reply(200, b'{"%s":NaN}' % SECRET.encode()), reply(200, body + b" " * 5000000),
             reply(302, b"", HTML, ["Location: http://x/" + SECRET]),
+            reply(200, body, "application/json", ["Content-Encoding: gzip", "Set-Cookie: " + SECRET]),
             b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: %s\r\n" % (number, SECRET.encode()) for number in range(200)) + b"\r\n",
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + SECRET.encode() + b"\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n" + SECRET.encode() + b"\r\n0\r\n" + b"x" * 70000,
@@ -1319,6 +1337,7 @@ class Secrets(unittest.TestCase):
                 for each in frame.f_locals.values():
                     if isinstance(each, imds.Reply):
                         self.assertNotIn(SECRET.encode(), each.data, "answer %d: in a frame" % where)
+                    self.assertNotIn(SECRET, str(getattr(each, "headers", "")), "answer %d: in a frame" % where)
             texts = [str(error), repr(error), repr(error.args), repr(vars(error))]
             texts += traceback.TracebackException(type(error), error, error.__traceback__, capture_locals=True).format()
             for text in texts:

@@ -300,6 +300,7 @@ class Checks(unittest.TestCase):
              "compute lacks vmId"),
             ("as JSON has it", "document at 2021-02-01", lambda body: body.replace(b'"Linux"', b"false"),
              "compute.osType is false, not a string"),
+            ("a page", "document at 2021-02-01", None, "type 'text/html', not application/json"),
             ("no token", "no header", lambda body: b'{"access_token":"hush"}', "body that may hold a token, not "
              """'{ "error": "Bad request: . Required metadata header not specified" }'"""),
             ("since when", "document at 2017-12-01", lambda body: body.replace(b'"compute":{', b'"compute":{"licenseType":"",'),
@@ -309,7 +310,9 @@ class Checks(unittest.TestCase):
              "body %r, not %r" % ("..." + PAGE[-103:-3], "..." + PAGE[-103:])),
         ):
             with self.subTest(name=name, check=check):
-                found = verdicts(asker(change=lambda verb, target, headers, answer, body=body: answer[:2] + (body(answer[2]),)))
+                page = 200, {"content-type": "text/html"}, b"<html>"
+                found = verdicts(asker(change=lambda verb, target, headers, answer, body=body: (  # noqa: B023
+                    answer[:2] + (body(answer[2]),) if body else page)))  # noqa: B023
                 self.assertEqual(found[check], ("differs", why) if why else ("holds", ""))
 
     def test_no_token_is_in_a_verdict(self):
@@ -468,6 +471,7 @@ class Command(unittest.TestCase):
             (["portal always"], [], 5), (["404 always"], [], 5), (["redirect always"], [], 5),
             (["410 always"], [], 4), (["403 always"], [], 1), (["GET instance: 410 always"], [], 4), (["503 always"], [], 4), (["instance: reset", "versions: 404 always"], [], 1),
             (["versions: reset", "instance: reset"], [], 3), (["loadbalancer: 410 always"], [], 0), (["429 always"], [], 4), (["versions: reset always"], [], 0),
+            (["ok, reset x65, 500 always"], [], 4), (["ok, reset x90, 500 always"], [], 3),
         ):
             with self.subTest(faults=faults, arguments=arguments), imds.Emulator(faults=faults) as vm:
                 self.assertEqual(verify(vm.url, *arguments)[0], code)
