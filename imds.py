@@ -1582,6 +1582,12 @@ def _network(subnet: "Mapping[str, Any]") -> "Any":
 SHA256_WITH_RSA, RSA, SHA256 = "1.2.840.113549.1.1.11", "1.2.840.113549.1.1.1", "2.16.840.1.101.3.4.2.1"
 DATA, SIGNED_DATA = "1.2.840.113549.1.7.1", "1.2.840.113549.1.7.2"
 NAME_TYPES = {"C": "2.5.4.6", "ST": "2.5.4.8", "L": "2.5.4.7", "O": "2.5.4.10", "CN": "2.5.4.3"}
+EXTENSIONS = {"authorityKeyIdentifier": "2.5.29.35", "subjectKeyIdentifier": "2.5.29.14", "keyUsage": "2.5.29.15",
+              "extKeyUsage": "2.5.29.37", "basicConstraints": "2.5.29.19", "authorityInfoAccess": "1.3.6.1.5.5.7.1.1",
+              "subjectAltName": "2.5.29.17", "cRLDistributionPoints": "2.5.29.31", "cRLNumber": "2.5.29.20"}
+SERVER_AUTH, CA_ISSUERS, OCSP = "1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.48.2", "1.3.6.1.5.5.7.48.1"
+INTEGER, BIT_STRING, OCTET_STRING, PRINTABLE_STRING, UTF8_STRING = 0x02, 0x03, 0x04, 0x13, 0x0c  # tags of DER
+KEY_IDENTIFIER, DNS_NAME, URI = 0x80, 0x82, 0x86  # tags in extensions
 AUTHORITY_TIMES = 1577836800, 2493072000  # of root and issuing authority: from 2020 to 2049
 # Name of an authority -> the files with its certificate, .crt, and its revocation list, .crl.
 FILES = {TEST_ROOT_NAME: "imds-test-ca", TEST_ISSUER_NAME: "imds-test-issuing-ca"}
@@ -1603,7 +1609,7 @@ def _private_key(name: str) -> "List[Tuple[int, int, int, int]]":
 
 def sign(content: bytes, name: str = "") -> bytes:
     """Sign with a test key: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017)."""
-    digest = _sequence(_algorithm(SHA256), _der(0x04, _sha256(content)))
+    digest = _sequence(_algorithm(SHA256), _der(OCTET_STRING, _sha256(content)))
     padded = b"\0\1" + b"\xff" * (253 - len(digest)) + b"\0" + digest  # 256 bytes
     number, signature = int.from_bytes(padded, "big"), 0
     for prime, exponent, coefficient, product in _private_key(name):
@@ -1643,8 +1649,8 @@ def authority_certificate(name: str = TEST_ROOT_NAME, base: str = "") -> bytes:
     own, to which CA Issuers leads. ``base``: the URL below which its issuer's certificate and revocation list are;
     without it, it does not say where."""
     return _certificate(name, TEST_ROOT_NAME, AUTHORITY_TIMES, [
-        _extension("2.5.29.19", _sequence(TRUE), critical=True),
-        _extension("2.5.29.15", _der(0x03, b"\x01\x06"), critical=True),  # keyCertSign, cRLSign
+        _extension("basicConstraints", _sequence(TRUE), critical=True),
+        _extension("keyUsage", _der(BIT_STRING, b"\x01\x06"), critical=True),  # keyCertSign, cRLSign
     ] + (_places(base, TEST_ROOT_NAME) if base else []))
 
 
@@ -1659,33 +1665,34 @@ def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base:
     """The certificate of the service, DER, as observed in 2026, for the DNS ``names``, of which the last is its common
     name. ``base``: as for authority_certificate."""
     return _certificate(SERVICE_NAME + names[-1], issuer, (start, start + CERTIFICATE_SECONDS), [
-        _extension("2.5.29.15", _der(0x03, b"\x05\xa0"), critical=True),  # digitalSignature, keyEncipherment
-        _extension("2.5.29.37", _sequence(_oid("1.3.6.1.5.5.7.3.1"))),  # serverAuth
-        _extension("2.5.29.19", _sequence(), critical=True),
-        _extension("2.5.29.17", _sequence(*[_der(0x82, name.encode()) for name in names]))]
+        _extension("keyUsage", _der(BIT_STRING, b"\x05\xa0"), critical=True),  # digitalSignature, keyEncipherment
+        _extension("extKeyUsage", _sequence(_oid(SERVER_AUTH))),
+        _extension("basicConstraints", _sequence(), critical=True),
+        _extension("subjectAltName", _sequence(*[_der(DNS_NAME, name.encode()) for name in names]))]
         + _places(base, TEST_ISSUER_NAME))
 
 
 def _places(base: str, issuer: str) -> "List[bytes]":
     """The extensions that say where a certificate's issuer is to be found, and whether it was revoked."""
     names = FILES[issuer] + ".crt", FILES[issuer] + ".crl", "ocsp"
-    certificate, revoked, ocsp = [_der(0x86, (base + "/" + name).encode()) for name in names]
+    certificate, revoked, ocsp = [_der(URI, (base + "/" + name).encode()) for name in names]
     return [
-        _extension("1.3.6.1.5.5.7.1.1", _sequence(
-            _sequence(_oid("1.3.6.1.5.5.7.48.2"), certificate), _sequence(_oid("1.3.6.1.5.5.7.48.1"), ocsp))),
-        _extension("2.5.29.31", _sequence(_sequence(_explicit(0, _explicit(0, revoked)))))]
+        _extension("authorityInfoAccess", _sequence(
+            _sequence(_oid(CA_ISSUERS), certificate), _sequence(_oid(OCSP), ocsp))),
+        _extension("cRLDistributionPoints", _sequence(_sequence(_explicit(0, _explicit(0, revoked)))))]
 
 
 def _certificate(subject: str, issuer: str, times: "Tuple[float, float]", extensions: "List[bytes]") -> bytes:
     """An X.509 certificate, DER. Times in seconds since 1970."""
     key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(65537))
-    more = _sequence(*extensions + [_extension("2.5.29.14", _der(0x04, _key_id(subject))), _authority_key(issuer)])
+    subject_key = _extension("subjectKeyIdentifier", _der(OCTET_STRING, _key_id(subject)))
+    more = _sequence(*extensions, subject_key, _authority_key(issuer))
     # An issuer may not use a number twice.
     serial = int.from_bytes(_sha256(b"%s %d %s" % (subject.encode(), times[0], more))[:15], "big") | 1
     return _signed(
         issuer, _explicit(0, _integer(2)), _integer(serial), _algorithm(SHA256_WITH_RSA),
         _name(issuer), _sequence(_time(times[0]), _time(times[1])), _name(subject),
-        _sequence(_algorithm(RSA), _der(0x03, b"\0" + key)), _explicit(3, more))
+        _sequence(_algorithm(RSA), _der(BIT_STRING, b"\0" + key)), _explicit(3, more))
 
 
 @functools.lru_cache(maxsize=4)
@@ -1693,13 +1700,13 @@ def revocation_list(issuer: str, start: int) -> bytes:
     """The revocation list of an authority, DER: empty, and valid for a week."""
     return _signed(
         issuer, _integer(1), _algorithm(SHA256_WITH_RSA), _name(issuer), _time(start), _time(start + 7 * 86400),
-        _explicit(0, _sequence(_authority_key(issuer), _extension("2.5.29.20", _integer(start)))))
+        _explicit(0, _sequence(_authority_key(issuer), _extension("cRLNumber", _integer(start)))))
 
 
 def _signed(issuer: str, *parts: bytes) -> bytes:
     """The frame of a certificate and of a revocation list: content, algorithm, signature."""
     content = _sequence(*parts)
-    return _sequence(content, _algorithm(SHA256_WITH_RSA), _der(0x03, b"\0" + sign(content, issuer)))
+    return _sequence(content, _algorithm(SHA256_WITH_RSA), _der(BIT_STRING, b"\0" + sign(content, issuer)))
 
 
 def pem(certificate: bytes) -> str:
@@ -1713,11 +1720,11 @@ def signed_data(content: bytes, signature: bytes, signer: bytes) -> bytes:
     """PKCS#7 SignedData, DER, as the service writes it (observed): with the content, without signed attributes,
     with sha256WithRSAEncryption as the digest's algorithm, and with the signer's certificate alone."""
     _, serial, _, issuer, *_ = _elements(_elements(_elements(signer)[0])[0])
-    info = _sequence(_integer(1), _sequence(_sequence(issuer), _der(0x02, serial)),
-                     _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(0x04, signature))
+    info = _sequence(_integer(1), _sequence(_sequence(issuer), _der(INTEGER, serial)),
+                     _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(OCTET_STRING, signature))
+    encapsulated = _sequence(_oid(DATA), _explicit(0, _der(OCTET_STRING, content)))
     return _sequence(_oid(SIGNED_DATA), _explicit(0, _sequence(
-        _integer(1), _set(_algorithm(SHA256_WITH_RSA)), _sequence(_oid(DATA), _explicit(0, _der(0x04, content))),
-        _explicit(0, signer), _set(info))))
+        _integer(1), _set(_algorithm(SHA256_WITH_RSA)), encapsulated, _explicit(0, signer), _set(info))))
 
 
 def signed_content(data: bytes) -> bytes:
@@ -1750,7 +1757,7 @@ def _explicit(number: int, *parts: bytes) -> bytes:
 
 
 def _integer(number: int) -> bytes:
-    return _der(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+    return _der(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
 
 
 def _oid(dotted: str) -> bytes:
@@ -1772,8 +1779,9 @@ def _algorithm(dotted: str) -> bytes:
 def _name(text: str) -> bytes:
     """A distinguished name: "C=US,O=...,CN=..."."""
     pairs = [pair.partition("=") for pair in text.split(",")]
-    return _sequence(*[_set(_sequence(_oid(NAME_TYPES[key]), _der(0x13 if key == "C" else 0x0c, value.encode())))
-                       for key, _, value in pairs])  # a country is no UTF8String, but a PrintableString (RFC 5280)
+    return _sequence(*[
+        _set(_sequence(_oid(NAME_TYPES[key]), _der(PRINTABLE_STRING if key == "C" else UTF8_STRING, value.encode())))
+        for key, _, value in pairs])  # a country must be the former (RFC 5280)
 
 
 def _time(seconds: float) -> bytes:
@@ -1788,11 +1796,11 @@ def _key_id(name: str) -> bytes:
 
 
 def _authority_key(issuer: str) -> bytes:
-    return _extension("2.5.29.35", _sequence(_der(0x80, _key_id(issuer))))
+    return _extension("authorityKeyIdentifier", _sequence(_der(KEY_IDENTIFIER, _key_id(issuer))))
 
 
-def _extension(dotted: str, value: bytes, critical: bool = False) -> bytes:
-    return _sequence(_oid(dotted), TRUE if critical else b"", _der(0x04, value))
+def _extension(name: str, value: bytes, critical: bool = False) -> bytes:
+    return _sequence(_oid(EXTENSIONS[name]), TRUE if critical else b"", _der(OCTET_STRING, value))
 
 
 def _elements(data: bytes) -> "List[bytes]":
