@@ -1719,12 +1719,13 @@ def pem(certificate: bytes) -> str:
 def signed_data(content: bytes, signature: bytes, signer: bytes) -> bytes:
     """PKCS#7 SignedData, DER, as the service writes it (observed): with the content, without signed attributes,
     with sha256WithRSAEncryption as the digest's algorithm, and with the signer's certificate alone."""
-    _, serial, _, issuer, *_ = _elements(_elements(_elements(signer)[0])[0])
-    info = _sequence(_integer(1), _sequence(_sequence(issuer), _der(INTEGER, serial)),
-                     _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(OCTET_STRING, signature))
+    tbs_certificate = _elements(_elements(signer)[0])[0]
+    _, serial, _, issuer, *_ = _elements(tbs_certificate)
+    signer_info = _sequence(_integer(1), _sequence(_sequence(issuer), _der(INTEGER, serial)),
+                            _algorithm(SHA256_WITH_RSA), _algorithm(RSA), _der(OCTET_STRING, signature))
     encapsulated = _sequence(_oid(DATA), _explicit(0, _der(OCTET_STRING, content)))
     return _sequence(_oid(SIGNED_DATA), _explicit(0, _sequence(
-        _integer(1), _set(_algorithm(SHA256_WITH_RSA)), encapsulated, _explicit(0, signer), _set(info))))
+        _integer(1), _set(_algorithm(SHA256_WITH_RSA)), encapsulated, _explicit(0, signer), _set(signer_info))))
 
 
 def signed_content(data: bytes) -> bytes:
