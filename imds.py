@@ -1645,9 +1645,9 @@ def jwt(claims: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def authority_certificate(name: str = TEST_ROOT_NAME, base: str = "") -> bytes:
-    """The certificate of an authority, DER: of the root, which a verifier must trust, or of the issuer of the service's
-    own, to which CA Issuers leads. ``base``: the URL below which its issuer's certificate and revocation list are;
-    without it, it does not say where."""
+    """The certificate of an authority, DER: TEST_ROOT_NAME, which a verifier must trust, or TEST_ISSUER_NAME, which has
+    signed the service's. ``base``: the URL below which its issuer's certificate and revocation list are, for it to
+    name; "": it names none."""
     return _certificate(name, TEST_ROOT_NAME, AUTHORITY_TIMES, [
         _extension("basicConstraints", _sequence(TRUE), critical=True),
         _extension("keyUsage", _der(BIT_STRING, b"\x01\x06"), critical=True),  # keyCertSign, cRLSign
@@ -1673,7 +1673,7 @@ def service_certificate(names: "Tuple[str, ...]", issuer: str, start: int, base:
 
 
 def _places(base: str, issuer: str) -> "List[bytes]":
-    """The extensions that say where a certificate's issuer is to be found, and whether it was revoked."""
+    """The extensions that name the places, below the URL ``base``, of the issuer's certificate and revocation list."""
     names = FILES[issuer] + ".crt", FILES[issuer] + ".crl", "ocsp"
     certificate, revoked, ocsp = [_der(URI, (base + "/" + name).encode()) for name in names]
     return [
