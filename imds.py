@@ -1588,6 +1588,7 @@ EXTENSIONS = {"authorityKeyIdentifier": "2.5.29.35", "subjectKeyIdentifier": "2.
 SERVER_AUTH, CA_ISSUERS, OCSP = "1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.48.2", "1.3.6.1.5.5.7.48.1"
 INTEGER, BIT_STRING, OCTET_STRING, PRINTABLE_STRING, UTF8_STRING = 0x02, 0x03, 0x04, 0x13, 0x0c  # tags of DER
 KEY_IDENTIFIER, DNS_NAME, URI = 0x80, 0x82, 0x86  # tags in extensions
+PUBLIC_EXPONENT = 65537  # e, of every key
 AUTHORITY_TIMES = 1577836800, 2493072000  # of root and issuing authority: from 2020 to 2049
 # Name of an authority -> the files with its certificate, .crt, and its revocation list, .crl.
 FILES = {TEST_ROOT_NAME: "imds-test-ca", TEST_ISSUER_NAME: "imds-test-issuing-ca"}
@@ -1595,14 +1596,16 @@ FILES = {TEST_ROOT_NAME: "imds-test-ca", TEST_ISSUER_NAME: "imds-test-issuing-ca
 
 @functools.lru_cache(maxsize=None)
 def _private_key(name: str) -> "List[Tuple[int, int, int, int]]":
-    """The key of an authority; of any other name it is the service's. For each prime: the prime, its exponent and its
+    """The key of an authority, or by any other name the service's. For each prime: the prime, its exponent and its
     coefficient (RFC 8017, section 3.2), and the product of those before it."""
     lacking = TEST_KEYS.get(name, TEST_KEYS[""])
     key, product = [], 1
     for prime in TEST_PRIMES[:lacking] + TEST_PRIMES[lacking + 1:]:
-        # 1/65537 modulo prime - 1, as 65537 is a prime, too
-        exponent = (1 + (prime - 1) * (65537 - pow(prime - 1, 65535, 65537))) // 65537
-        key.append((prime, exponent, pow(product, prime - 2, prime), product))
+        # The inverse of e modulo prime - 1. pow(a, p - 2, p) is that of a modulo a prime p, as e itself is (Fermat).
+        factor = PUBLIC_EXPONENT - pow(prime - 1, PUBLIC_EXPONENT - 2, PUBLIC_EXPONENT)
+        exponent = (1 + (prime - 1) * factor) // PUBLIC_EXPONENT
+        coefficient = pow(product, prime - 2, prime)
+        key.append((prime, exponent, coefficient, product))
         product *= prime
     return key
 
@@ -1618,7 +1621,7 @@ def sign(content: bytes, name: str = "") -> bytes:
 
 
 def modulus(name: str = "") -> bytes:
-    """The public half of a test key, with the exponent 65537."""
+    """The modulus of a test key, 256 bytes. Its public half is this and PUBLIC_EXPONENT."""
     prime, _, _, product = _private_key(name)[-1]
     return (prime * product).to_bytes(256, "big")
 
@@ -1684,7 +1687,7 @@ def _places(base: str, issuer: str) -> "List[bytes]":
 
 def _certificate(subject: str, issuer: str, times: "Tuple[float, float]", extensions: "List[bytes]") -> bytes:
     """An X.509 certificate, DER. Times in seconds since 1970."""
-    key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(65537))
+    key = _sequence(_integer(int.from_bytes(modulus(subject), "big")), _integer(PUBLIC_EXPONENT))
     subject_key = _extension("subjectKeyIdentifier", _der(OCTET_STRING, _key_id(subject)))
     more = _sequence(*extensions, subject_key, _authority_key(issuer))
     # An issuer may not use a number twice.
