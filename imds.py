@@ -1859,16 +1859,17 @@ def parse_target(target: str) -> "Target":
         for pair in filter(None, raw_query.replace("+", " ").split("&")):
             raw_name, _, value = pair.partition("=")
             name = decode(raw_name)
-            problem = "duplicate" if name in query else problem
+            if name in query:
+                problem = "duplicate"
             query[name] = decode(value)
     except ValueError:
         names, problem = tuple(filter(None, raw_path.split("/"))), "target"
     if names and names[0].lower() == "metadata":
         names = ("metadata",) + names[1:]
-    for size in (2, 3, 4) if names[:1] == ("metadata",) else ():
-        endpoint = "/".join(names[1:size])
-        if endpoint in ENDPOINTS:
-            return Target(names, endpoint, ENDPOINTS[endpoint], names[size:], query, problem)
+        for size in (2, 3, 4):
+            endpoint = "/".join(names[1:size])
+            if endpoint in ENDPOINTS:
+                return Target(names, endpoint, ENDPOINTS[endpoint], names[size:], query, problem)
     return Target(names, None, NO_ENDPOINT, names[1:], query, problem)
 
 
