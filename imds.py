@@ -2060,9 +2060,9 @@ class Service:
             raise ValueError("a document or a profile, not both")
         if attested_issuer is not None and not re.match(r"https?://[!-~]+\Z", attested_issuer):
             raise ValueError("attested_issuer must be a URL, not %r" % attested_issuer)
-        self.clock, self.in_2018, now = clock, as_of == "2018", clock()
+        self.clock, self.in_2018 = clock, as_of == "2018"
         parts = split_document({} if instance is None else instance)
-        if instance and not {*PARTS, *everything()}.intersection(instance):  # what is below it, like compute's fields
+        if instance and not {*PARTS, *everything()}.intersection(instance):  # such as the fields of compute alone
             raise ValueError(NO_VM % "the document")
         self.instance = make_vm(profile or "linux") if instance is None else complete(parts["instance"], is_plain=True)
         if cloud is not None:
@@ -2073,12 +2073,14 @@ class Service:
             self.versions = self._answered = sorted({known(each, self._answered, "api-version") for each in versions})
         if not self.versions:
             raise ValueError("versions must name at least one api-version")
-        last = self._cloud().versions_in_2018[-1] if self.in_2018 else EVENTS_NEWEST
-        self._event_versions = [each for each in EVENT_VERSIONS if each <= last]
-        self.rate_limit: float = rate_limit if rate_limit is not None else RATE_LIMIT if self.in_2018 else 0
-        if not 0 <= self.rate_limit < 1e9:
+        newest = self._cloud().versions_in_2018[-1] if self.in_2018 else EVENTS_NEWEST
+        self._event_versions = [each for each in EVENT_VERSIONS if each <= newest]
+        if rate_limit is None:
+            rate_limit = RATE_LIMIT if self.in_2018 else 0
+        if not 0 <= rate_limit < 1e9:
             raise ValueError("rate_limit must be 0 (off) or more requests a second, not %r" % rate_limit)
-        self._bucket = _Bucket(self.rate_limit, now) if self.rate_limit else None
+        self.rate_limit, now = rate_limit, clock()
+        self._bucket = _Bucket(rate_limit, now) if rate_limit else None
         self._identity_bucket = _Bucket(IDENTITY_RATE_LIMIT, now)
         self._identity_requests = 0  # since new_turn()
         self.events = events or Events(clock, parts["scheduledevents"])
