@@ -2423,18 +2423,21 @@ class Service:
             if len(asked.names) > 1 and asked.names[0] == "metadata":
                 body = DIALECTS.get(asked.names[1], {}).get(rule, body)
             if "$" in body:
-                from html import escape
-
-                words = {"verb": request.verb, "path": "/" + "/".join(asked.names), "value": value,
-                         "tenant": self.tenant}
-                words = {name: escape(word) if body.startswith("<") else format_json(word)[1:-1]
-                         for name, word in words.items()}
-                words["newest"] = format_json(self.versions[:-4:-1])
-                body = re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
+                body = self._fill_in(body, verb=request.verb, path="/" + "/".join(asked.names), value=value)
         response = self._response(status, content_type_of(body), body.encode(), rule, request)
         if request is not None and status == 405:
             response.headers.append(("Allow", ", ".join(asked.row.verbs)))
         return response
+
+    def _fill_in(self, body: str, **words: str) -> str:
+        """``body``, XML or JSON, with $tenant, $newest and these words in it."""
+        from html import escape
+
+        words["tenant"] = self.tenant
+        for name, word in words.items():
+            words[name] = escape(word) if body.startswith("<") else format_json(word)[1:-1]
+        words["newest"] = format_json(self.versions[:-4:-1])
+        return re.sub(r"\$([a-z]+)", lambda found: words[found.group(1)], body)
 
     def _response(
         self, status: int, content_type: str, body: bytes, rule: "Optional[str]", request: "Optional[Request]",
