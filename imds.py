@@ -2195,8 +2195,7 @@ class Service:
         page = PUBLISHED.get("/".join(names[-2:])) if len(names) <= 3 else None  # the tenant may be in front
         if page and request.verb == "GET":
             content_type, answer = page
-            content = answer(self, request)
-            return content_type, content if isinstance(content, bytes) else format_json(content).encode()
+            return content_type, answer(self, request)
         raise Rejection("outside" if names or has_header else "metadata")  # a detector relies on 400 for GET /
 
     def _is_throttled(self, names: "Tuple[str, ...]") -> bool:
@@ -2352,16 +2351,17 @@ class Service:
     def _issuer(self) -> str:
         return "https://%s/%s/" % (self._cloud().issuer, self.tenant)
 
-    def _open_id(self, request: "Request") -> "Any":
+    def _open_id(self, request: "Request") -> bytes:
         base = "http://%s/%s" % (request.headers.get("host") or "localhost", self.tenant)
-        return {"issuer": self._issuer(), "jwks_uri": base + "/discovery/keys",
-                "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
-                "response_types_supported": ["id_token"]}
+        return format_json({
+            "issuer": self._issuer(), "jwks_uri": base + "/discovery/keys",
+            "id_token_signing_alg_values_supported": ["RS256"], "subject_types_supported": ["pairwise"],
+            "response_types_supported": ["id_token"]}).encode()
 
-    def _keys(self, request: "Request") -> "Any":
-        return {"keys": [{
+    def _keys(self, request: "Request") -> bytes:
+        return format_json({"keys": [{
             "kty": "RSA", "use": "sig", "alg": "RS256", "kid": TEST_KEY_ID, "x5t": TEST_KEY_ID, "e": "AQAB",
-            "n": base64url(modulus()), "x5c": [base64.b64encode(token_certificate()).decode()]}]}
+            "n": base64url(modulus()), "x5c": [base64.b64encode(token_certificate()).decode()]}]}).encode()
 
     def revoked(self, issuer: str) -> bytes:
         """The revocation list of an authority, of today."""
@@ -2456,7 +2456,7 @@ class Service:
 
 
 # Outside /metadata: what those who check tokens or attested documents ask of the authorities that signed them.
-PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], Any]]]" = {
+PUBLISHED: "Dict[str, Tuple[str, Callable[[Service, Request], bytes]]]" = {
     ".well-known/openid-configuration": (JSON_TYPE, Service._open_id),
     "discovery/keys": (JSON_TYPE, Service._keys),
     FILES[TEST_ROOT_NAME] + ".pem": (TEXT_TYPE, lambda service, request: pem(authority_certificate()).encode()),
