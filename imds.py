@@ -2158,12 +2158,12 @@ class Service:
         """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
         endpoint, query, headers = asked.endpoint, asked.query, request.headers
         inside = asked.names[:1] == ("metadata",)
-        if self.in_2018 and "/metadata" not in urllib.parse.unquote(request.target):  # there it is case-sensitive
+        if self.in_2018 and "/metadata" not in urllib.parse.unquote(request.target):  # its case mattered then
             inside = False
         if self.is_foreign(request):
             raise Rejection("host")
-        has_header = headers.get("metadata") == "true" or all(  # the first for speed: it is what nearly all send
-            value.strip(" \t").lower() == "true" for value in headers.get("metadata", "").split(","))
+        metadata = headers.get("metadata", "")  # nearly always "true": looking for that first is fast
+        has_header = metadata == "true" or all(value.strip(" \t").lower() == "true" for value in metadata.split(","))
         if request.verb == "HEAD" and not (inside and self.in_2018):
             raise Rejection("head")
         if request.verb not in asked.row.verbs and (has_header or request.verb != "POST" or not inside):
