@@ -791,16 +791,20 @@ def _shape(node: "Any", shown: "Any", whole: "Any", path: str) -> "Any":
     if isinstance(shown, Field):
         if isinstance(node, (dict, list)):
             raise ValueError("%s must be a single value, not %s" % (path, kind_of(node)))
-        return node in (True, "true") if shown.kind == "bool" else shown.default if node is None else leaf(node)
+        if shown.kind == "bool":
+            return node in (True, "true")
+        return shown.default if node is None else leaf(node)
     kind = type(shown)
-    if node in (None, ""):
-        node = kind()
-    check(node, kind, path)
+    node = check(kind() if node in (None, "") else node, kind, path)
     if kind is list:
         return [_shape(item, shown[0], whole[0], "%s.%d" % (path, index)) for index, item in enumerate(node)]
-    names = set(shown).union(set(node).difference(whole))
-    return {name: _shape(node.get(name), shown[name], whole.get(name, shown[name]), "%s.%s" % (path, name))
-            if name in shown else _strings(node[name]) for name in sorted(names)}
+    shaped = {}
+    for name in sorted(set(shown).union(set(node).difference(whole))):
+        if name in shown:
+            shaped[name] = _shape(node.get(name), shown[name], whole.get(name, shown[name]), "%s.%s" % (path, name))
+        else:
+            shaped[name] = _strings(node[name])
+    return shaped
 
 
 def _strings(node: "Any") -> "Any":
