@@ -1133,16 +1133,17 @@ def check_identities(specs: "Iterable[Any]") -> "List[Dict[str, str]]":
 
 
 def full_identity(said: "Mapping[str, str]", compute: "Mapping[str, str]") -> "Dict[str, str]":
-    """Return an identity's type, clientId, objectId and resourceId; ids not given are derived from whose it is."""
+    """Return type, clientId, objectId and resourceId of a VM's identity; ids not given are made from other ids."""
     is_system = said["type"] == "system"
     name = said.get("name") or said.get("clientId") or said.get("objectId", "")
     resource_id = said.get("resourceId") or (compute["resourceId"] if is_system else (
         "/subscriptions/%s/resourceGroups/%s/providers/Microsoft.ManagedIdentity/userAssignedIdentities/%s"
         % (compute["subscriptionId"], compute["resourceGroupName"], name)))
-    owner = without_instance(resource_id).lower()  # whoever has this identity has the same one
-    own = owner if owner != compute["resourceId"].lower() else compute["vmId"]  # a VM made anew has another
-    return {"type": said["type"], "clientId": said.get("clientId") or guid(own, "client"),
-            "objectId": said.get("objectId") or guid(own, "object"), "resourceId": resource_id}
+    seed = without_instance(resource_id).lower()  # all VMs that share this identity have the same ids
+    if seed == compute["resourceId"].lower():
+        seed = compute["vmId"]  # the identity of one VM goes with it: another VM of that name has other ids
+    return {"type": said["type"], "clientId": said.get("clientId") or guid(seed, "client"),
+            "objectId": said.get("objectId") or guid(seed, "object"), "resourceId": resource_id}
 
 
 def without_instance(resource_id: str) -> str:
