@@ -2022,18 +2022,18 @@ class Events:
             self._changed()
 
     def text(self, version: str, single: bool) -> str:
-        """The list as a version shows it, as JSON; ``single``: the VM belongs to no scale set."""
+        """The list as JSON, as a version shows it to a VM; ``single``: the VM belongs to no scale set."""
         self.settle()
-        single = single and version == PREVIEW
-        if (version, single) not in self._texts:
+        key = version, single and version == PREVIEW
+        if key not in self._texts:
             later = [name for name, field in EVENT_FIELDS.items() if field.since > version]
             shown = [{name: value for name, value in event.shown.items() if name not in later}
                      for event in self._events.values() if EVENT_TYPES[event.shown["EventType"]].since <= version]
-            if single:  # the preview put "_" before the names of single VMs
+            if single and version == PREVIEW:  # which put "_" before the names of single VMs
                 shown = [dict(event, Resources=["_" + name.lstrip("_") for name in event["Resources"]])
                          for event in shown]
-            self._texts[version, single] = format_json({"DocumentIncarnation": self.incarnation, "Events": shown})
-        return self._texts[version, single]
+            self._texts[key] = format_json({"DocumentIncarnation": self.incarnation, "Events": shown})
+        return self._texts[key]
 
 
 @functools.lru_cache(maxsize=64)  # many answers are of one second
