@@ -1506,7 +1506,7 @@ class _Redactor:
             return self.value(value)
         digits, separator = re.sub("[:.-]", "", value).upper(), re.sub("[0-9A-Fa-f]", "", value)[:1]
         text = self.number("mac", digits, "00155D%06X")
-        return separator.join(text[at:at + 2] for at in range(0, 12, 2)) if separator else text
+        return separator.join(text[at:at + 2] for at in range(0, 12, 2))
 
     def _place(self, node: "Any", shown: "Any") -> None:
         """Choose a stand-in for each subnet in ``node``: a network of the same size that no other one has."""
