@@ -150,8 +150,8 @@ PREVIEW_NAMES = {
     "ipAddress": "ipaddress", "privateIpAddress": "ipaddress", "publicIpAddress": "publicip", "macAddress": "mac",
 }
 
-# The value of azEnvironment: the domain of the attested document's certificate, that of who issues tokens, and the
-# versions that the document of early 2018 lists for that cloud.
+# By azEnvironment. domain: of the attested document's certificate; issuer: the host that issues tokens;
+# versions_in_2018: those that the document of early 2018 lists for that cloud.
 Cloud = collections.namedtuple("Cloud", "domain issuer versions_in_2018")
 CLOUDS = {
     "AzurePublicCloud": Cloud("metadata.azure.com", "sts.windows.net",
@@ -244,7 +244,7 @@ ATTESTED_SECONDS = 6 * 3600  # how long a document is valid (observed)
 CERTIFICATE_BACKDATED, CERTIFICATE_SECONDS = 30 * 86400, 330 * 86400  # of its certificate: its age, its validity
 MAX_NONCE = 32  # characters
 
-# What makes an attested document one that a verifier must refuse.
+# What can be wrong with an attested document, so that a verifier must refuse it.
 FLAWS = {
     "signer": "its certificate comes from an authority that nobody knows",
     "signature": "a byte of its content was changed after it was signed",
@@ -272,8 +272,8 @@ PARTS = {
     "attested": "",
 }
 
-# Query parameters that name the identity of a token. Then, in seconds: validity of a token, from its issue; how long
-# before that it begins; how long before its end it is renewed.
+# Query parameters that name the identity of a token. Then, in seconds: from the issue of a token to its end, from its
+# beginning to its issue, and from its renewal to its end.
 SELECTORS = {"client_id": "clientId", "object_id": "objectId", "msi_res_id": "resourceId", "mi_res_id": "resourceId"}
 TOKEN_SECONDS, TOKEN_BACKDATED, TOKEN_RENEWED = 86400, 300, 300
 DEFAULT_TENANT = "f146b86f-6f44-43f1-973f-91a7637cd756"
