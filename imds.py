@@ -967,13 +967,13 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
         row = _instance_of(row, check(number, int, "number"))
     image, version = dict(zip(IMAGE_WORDS, row.image)), row.image[-1]
     disk_gb, account, temporary_mb = row.disk
-    provider = "/subscriptions/%s/resourceGroups/%%s/providers/Microsoft.Compute/%%s" % SAMPLE_SUBSCRIPTION
+    resource_id = "/subscriptions/%s/resourceGroups/%%s/providers/Microsoft.Compute/%%s" % SAMPLE_SUBSCRIPTION
     is_linux = row.system == "Linux"
 
     def disk(suffix: str, gigabytes: str, caching: str, **more: str) -> "Dict[str, Any]":
         group = row.group.upper() if "Set" in row.resource else row.group  # upper case: observed
         return dict(more, caching=caching, diskSizeGB=gigabytes, name=row.name + suffix, managedDisk={
-            "id": provider % (group, "disks/" + row.name + suffix), "storageAccountType": account})
+            "id": resource_id % (group, "disks/" + row.name + suffix), "storageAccountType": account})
 
     compute = {
         **image, "azEnvironment": "AzurePublicCloud", "location": row.location, "name": row.name,
@@ -982,7 +982,7 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
         "physicalZone": "%s-%s" % (row.location, PHYSICAL_ZONES[row.zone]) if row.zone else "",
         "platformFaultDomain": row.domain, "platformUpdateDomain": row.domain, "provider": "Microsoft.Compute",
         "publicKeys": [{"keyData": SAMPLE_KEY, "path": "/home/azureuser/.ssh/authorized_keys"}] if is_linux else [],
-        "resourceGroupName": row.group, "resourceId": provider % (row.group, row.resource),
+        "resourceGroupName": row.group, "resourceId": resource_id % (row.group, row.resource),
         "storageProfile": {
             "dataDisks": [disk("_data_%d" % lun, gigabytes, caching, createOption="Empty", lun=str(lun),
                                bytesPerSecondThrottle="979202048", diskCapacityBytes=str(int(gigabytes) << 30),
