@@ -1171,8 +1171,9 @@ CHECKS: "Dict[str, Callable[[Mapping[str, Any]], Any]]" = {
 
 def sample_balance(instance: "Mapping[str, Any]") -> "Dict[str, Any]":
     """A public load balancer in front of the first address of a VM."""
-    front, back = "203.0.113.10", next((address["privateIpAddress"] for interface in instance["network"]["interface"]
-                                        for address in interface["ipv4"]["ipAddress"]), "10.0.0.4")
+    addresses = [address["privateIpAddress"] for interface in instance["network"]["interface"]
+                 for address in interface["ipv4"]["ipAddress"]]
+    front, back = "203.0.113.10", addresses[0] if addresses else "10.0.0.4"
     both = {"frontendIpAddress": front, "privateIpAddress": back}
     rule = {"frontendIpAddress": front, "protocol": "tcp", "frontendPort": 443, "backendPort": 8443,
             "privateIpAddress": back}
