@@ -887,9 +887,9 @@ def parse_time(text: str) -> "Optional[float]":
             numbers, offset = parsed[:6], parsed[9] or 0
         year, month, day, hour, minute, second = map(int, numbers)
         moment = datetime.datetime(year, month, day, hour, minute, second) - datetime.timedelta(seconds=offset)
-        since_1970 = moment - datetime.datetime(1970, 1, 1)
-        if since_1970.days >= 0:
-            return since_1970.days * 86400 + since_1970.seconds
+        seconds = (moment - datetime.datetime(1970, 1, 1)) // datetime.timedelta(seconds=1)
+        if seconds >= 0:
+            return seconds
     except (ValueError, OverflowError, TypeError, IndexError):
         pass
     raise ValueError("%r is not a time between 1970 and 9999" % (text,))
@@ -897,7 +897,7 @@ def parse_time(text: str) -> "Optional[float]":
 
 @functools.lru_cache(maxsize=64)  # many answers are of one second
 def http_date(seconds: float) -> str:
-    """A time as HTTP and the service write it."""
+    """Seconds since 1970 as HTTP and the service write a time."""
     from email.utils import formatdate
 
     return formatdate(int(seconds), usegmt=True)
