@@ -2176,7 +2176,7 @@ class Service:
             raise Rejection("verb" if inside else "outside-verb")
         if not inside:
             return self._outside(request, asked.names, has_header)
-        throttled = self._is_throttled(asked.names)  # a request that is refused counts, too
+        throttled = self._exceeds_limit(asked.names)  # a request that is refused counts, too
         # The preview of scheduled events needs no header (documented). A POST does, or any web page could approve.
         if not has_header and (endpoint, query.get("api-version"), request.verb) != ("scheduledevents", PREVIEW, "GET"):
             raise Rejection("metadata")
@@ -2204,7 +2204,8 @@ class Service:
             return content_type, answer(self, request)
         raise Rejection("outside" if names or has_header else "metadata")  # a detector relies on 400 for GET /
 
-    def _is_throttled(self, names: "Tuple[str, ...]") -> bool:
+    def _exceeds_limit(self, names: "Tuple[str, ...]") -> bool:
+        """Count a request, and return whether it is one too many."""
         if self._bucket is None:
             return False
         if names[1:2] != ("identity",) or self.in_2018:
