@@ -663,8 +663,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def format_json(node: "Any", indent: "Optional[int]" = None) -> str:
-    """Return ``node`` as the service prints JSON, minified and without escapes; with ``indent``, for people."""
-    if indent and not list(levels(node))[-1]:  # in a deeper one, indenting is a recursion in Python
+    """Return ``node`` as the service prints JSON, minified and without escapes; with ``indent``, for people, unless
+    it is deeper than MAX_DEPTH: json indents by recursion in Python, which has a limit."""
+    if indent and not list(levels(node))[-1]:
         return json.dumps(node, ensure_ascii=False, indent=indent)
     return _encode(node)
 
@@ -837,7 +838,7 @@ def check(node: "Any", kind: type, path: str) -> "Any":
 
 
 def levels(node: "Any") -> "Iterator[List[Any]]":
-    """Yield the nodes at each level, from the top to MAX_DEPTH below it."""
+    """Yield the nodes at each level, from the top to MAX_DEPTH below it; any at the last are too deep."""
     level = [node]
     for _ in range(MAX_DEPTH + 1):
         yield level
