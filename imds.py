@@ -2329,6 +2329,7 @@ class Service:
         return _token_answer(token, identity["clientId"], resource, issued, now)
 
     def _select(self, query: "Mapping[str, str]") -> "Dict[str, str]":
+        """The full_identity() that a query names; if none is named, the system-assigned one, or the only one."""
         if not self._selected:
             identities = self.identities()
             self._selected[None] = [each for each in identities if each["type"] == "system"] or identities
