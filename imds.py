@@ -3275,16 +3275,19 @@ def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
             refused[which].add(what)
 
 
+# Versions of endpoints that seldom get new ones, by the first name below /metadata: however old, they are good.
+CURRENT_VERSIONS = {"scheduledevents": EVENT_VERSIONS[-2:],
+                    "identity": ("2018-02-01", "2019-08-01", "2020-06-01", "2021-02-01")}  # of its documentation
+
+
 def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
-    offered = {PREVIEW}  # and what the service said to be its newest
+    offered = {PREVIEW}  # it has a rule of its own; and what the service said to be its newest
     for each in journal:
-        asked = each.asked
-        version = asked.query.get("api-version", "")
-        newest = TOKEN_VERSIONS if asked.names[1:2] == ("identity",) else EVENT_VERSIONS[-2:] if (
-            asked.endpoint == "scheduledevents") else ()
-        if _is_meant(each) and re.match(DATE, version) and version not in offered.union(newest):
-            if version < time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400))):
-                yield each
+        asked, version = each.asked, each.asked.query.get("api-version", "")
+        good = offered.union(CURRENT_VERSIONS.get("".join(asked.names[1:2]), ()))
+        three_years_ago = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
+        if _is_meant(each) and re.match(DATE, version) and version < three_years_ago and version not in good:
+            yield each
         if each.rule == "version-unknown-2018":
             offered.add(CLOUDS["AzurePublicCloud"].versions_in_2018[-1])
         elif asked.endpoint == "versions" or each.rule and each.rule.startswith("version"):
@@ -3298,7 +3301,6 @@ def _left_of_token(answer: "Exchange") -> int:
     return int(found.group(1)) if found else 0
 
 
-TOKEN_VERSIONS = ("2018-02-01", "2019-08-01", "2020-06-01", "2021-02-01")  # that the documentation of tokens shows
 # source: the title of Microsoft's article, or who says it.
 LintRule = collections.namedtuple("LintRule", "says mark source find")
 INSTANCE, EVENTS, TOKENS = "Azure Instance Metadata Service", "Scheduled Events", "How to get a token on a VM"
