@@ -6337,7 +6337,7 @@ class _Watch:
         self.live = _is_terminal() and not options.json
         self.name: "Optional[str]" = None
         self.nameless: "Optional[float]" = None  # since when the name could not be had
-        self.not_before = 0.0  # time.monotonic() until when it is not to be asked for
+        self.ask_at = 0.0  # time.monotonic() from which the name may be asked for
 
     def run(self) -> None:
         handlers = _Handlers(self.options.handler, self.other)
@@ -6365,7 +6365,7 @@ class _Watch:
     def own_name(self) -> "Optional[str]":
         """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
-        if begun < self.not_before:
+        if begun < self.ask_at:
             return None
         try:
             name = self.name or self.other.get("compute/name")
@@ -6378,7 +6378,7 @@ class _Watch:
                 raise
             if self.nameless is None:
                 say("imds: %s; watching goes on" % error)
-            self.nameless, self.not_before = since, time.monotonic() + min(error.retry_after, MAX_DEAF)
+            self.nameless, self.ask_at = since, time.monotonic() + min(error.retry_after, MAX_DEAF)
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
@@ -6414,7 +6414,7 @@ class _Handlers:
         self.begun: "Dict[str, bool]" = {}  # whether it could be; False: that it could not was said
         self.approvals: "List[str]" = []
         self.is_late = False  # an approval was not taken, and this was reported
-        self.not_before = 0.0  # time.monotonic() until when the service wants to be asked no more
+        self.approve_at = 0.0  # time.monotonic() from which the service may be asked for an approval
 
     def begin(self, event: "Mapping[str, Any]") -> None:
         """Run the command for an event, once."""
@@ -6437,7 +6437,7 @@ class _Handlers:
         ended = [each for each, handler in self.running.items() if handler.poll() is not None]
         self.approvals += [each for each in ended if self.report(each)]
         due = [events[each] for each in self.approvals if events.get(each, {}).get("EventStatus") == "Scheduled"]
-        if not due or time.monotonic() < self.not_before:
+        if not due or time.monotonic() < self.approve_at:
             return
         late: "Optional[Error]" = None  # why the first that is to be sent again was not taken
         until, pause = time.monotonic() + MAX_DEAF / 2, 0.0
@@ -6455,7 +6455,7 @@ class _Handlers:
             late, pause = error, min(error.retry_after, MAX_PAUSE)
         if late and not self.is_late:
             say("imds: %s; the approval will be sent again" % late)
-        self.is_late, self.not_before = bool(late), time.monotonic() + pause
+        self.is_late, self.approve_at = bool(late), time.monotonic() + pause
 
     def report(self, event_id: str) -> bool:
         """Forget a handler that has ended; return whether its event may start."""
