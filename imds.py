@@ -3224,15 +3224,18 @@ def _again(
     return find
 
 
-def _too_soon(endpoint: str, is_soon: "Callable[[Exchange, Exchange], Any]") -> "Callable[..., Iterator[Exchange]]":
-    """Make a rule that compares each GET of an endpoint itself with the last one of that target, if that had its whole
-    answer, with 200, by then."""
+def _too_soon(endpoint: str, is_soon: "Callable[[Exchange, Exchange], bool]") -> "Callable[..., Iterator[Exchange]]":
+    """Make a rule that compares each GET of an endpoint itself with the last one of that target, if that had been
+    answered in full, with 200, by then."""
     def target_of(each: "Exchange") -> "Optional[str]":
         is_of_it = each.asked.endpoint == endpoint and not each.asked.rest and each.request.verb == "GET"
         return each.request.target if is_of_it else None
 
-    return _again(lambda last, each: last.response.status == 200 and last.manner == "ok"
-                  and each.time >= last.time + last.seconds and is_soon(last, each), target_of)
+    def is_wrong(last: "Exchange", each: "Exchange") -> bool:
+        was_answered = last.response.status == 200 and last.manner == "ok" and each.time >= last.time + last.seconds
+        return was_answered and is_soon(last, each)
+
+    return _again(is_wrong, target_of)
 
 
 def _sender(each: "Exchange") -> "Tuple[Any, ...]":
@@ -3295,10 +3298,18 @@ def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
             offered.update(dates[:1] if each.rule else dates[-1:])
 
 
-def _left_of_token(answer: "Exchange") -> int:
-    """Seconds until the token in an answer expires."""
-    found = re.search(rb'"expires_in":"([0-9]{1,12})"', answer.response.body)
-    return int(found.group(1)) if found else 0
+def _hurries(last: "Exchange", each: "Exchange") -> bool:
+    """Whether a request comes at once after the answer to the last one, which asked for a pause."""
+    pause = each.time - last.time - last.seconds
+    return (last.response.status == 429 or last.response.status >= 500) and -0.01 < pause < 0.2 and _is_meant(each)
+
+
+def _renews_early(last: "Exchange", each: "Exchange") -> bool:
+    """Whether a token was good for longer: SDKs renew it after half of its time, or five minutes before its end."""
+    found = re.search(rb'"expires_in":"([0-9]{1,12})"', last.response.body)
+    left = int(found.group(1)) if found else 0
+    return (each.response.status == 200 and "bypass_cache" not in each.request.target
+            and each.time - last.time < min(left / 2, left - TOKEN_RENEWED))
 
 
 # source: the title of Microsoft's article, or who says it.
@@ -3331,9 +3342,7 @@ LINT = {
         _too_soon("scheduledevents", lambda last, each: each.time - last.time < 0.9)),
     "no-pause": LintRule(
         "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
-        _again(lambda last, each: (last.response.status == 429 or last.response.status >= 500)
-               and -0.01 < each.time - last.time - last.seconds < 0.2
-               and _is_meant(each), lambda each: each.request[:2])),
+        _again(_hurries, lambda each: (each.request.verb, each.request.target))),
     "gives-up-on-410": LintRule(
         "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS, _gave_up),
     "repeats-a-400": LintRule(
@@ -3342,10 +3351,7 @@ LINT = {
         "five requests at once is what the identity service takes", "documented", INSTANCE, _bursts),
     "token-again": LintRule(
         "a token is good for hours: keep it", "documented", TOKENS,
-        # SDKs renew a token after half of its time, or five minutes before its end.
-        _too_soon("identity/oauth2/token", lambda last, each: each.response.status == 200
-                  and each.time - last.time < min(_left_of_token(last) / 2, _left_of_token(last) - TOKEN_RENEWED)
-                  and "bypass_cache" not in each.request.target)),
+        _too_soon("identity/oauth2/token", _renews_early)),
     "leaf-as-json": LintRule(
         "a leaf is to be asked for with format=text", "documented", INSTANCE,
         _each(lambda each: each.rule == "leaf")),
