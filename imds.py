@@ -6856,9 +6856,11 @@ def _parts(options: "Any") -> "Dict[str, Any]":
     return dict(parts, instance=instance)
 
 
-EVENT_KEYS: "Dict[str, Callable[[str], Any]]" = {  # of --event, and how each is read; arguments of Bench.schedule
-    "in": duration, "resources": lambda names: names.split("+"), "duration": lambda text: int(duration(text)),
-    "source": str, "description": str,
+# The keys of --event: the argument of Bench.schedule that each gives, and how it is read.
+EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {
+    "in": ("after", duration), "resources": ("resources", lambda names: names.split("+")),
+    "duration": ("duration", lambda text: int(duration(text))), "source": ("source", str),
+    "description": ("description", str),
 }
 
 
@@ -6867,9 +6869,9 @@ def _event(text: str) -> "Dict[str, Any]":
     kind, _, rest = text.partition(":")
     event: "Dict[str, Any]" = {"kind": kind}
     for pair in re.split(r",(?=\w+=)", rest) if rest else ():
-        key, equals, value = pair.partition("=")
-        read = EVENT_KEYS[known(key, EVENT_KEYS, "key of --event")]
-        event["after" if key == "in" else key] = read(value)
+        key, _, value = pair.partition("=")
+        argument, read = EVENT_KEYS[known(key, EVENT_KEYS, "key of --event")]
+        event[argument] = read(value)
     return event
 
 
