@@ -3769,15 +3769,15 @@ MAX_BY_SELECT = 480  # connections, where select() is all there is: it takes 512
 
 
 class _Connection:
-    """A client's socket and Conversation. unsent: bytes to send now; since: when its time-out began; awaited: what the
-    selector waits for."""
+    """A client's socket and Conversation. unsent: bytes to send now; later: what is to be sent after that, and when;
+    since: when its time-out began; awaited: what the selector waits for, 0 is nothing."""
 
     __slots__ = ("socket", "conversation", "unsent", "later", "since", "awaited")
 
     def __init__(self, client: "Any", conversation: "Conversation", now: float) -> None:
         self.socket, self.conversation, self.since = client, conversation, now
         self.unsent = b""
-        self.later: "List[Tuple[float, bytes]]" = []  # (seconds after the piece before it, bytes)
+        self.later: "List[Tuple[float, bytes]]" = []  # seconds after the piece before it, bytes
         self.awaited = 0
 
     @property
@@ -3789,11 +3789,11 @@ class _Connection:
         conversation = self.conversation
         return bool(self.unsent or self.later) or conversation.in_request or conversation.ending == "hang"
 
-    def time_left(self, now: float) -> float:
+    def is_overdue(self, now: float) -> bool:
         if self.later or self.conversation.ending == "hang":  # a fault holds it open: no time-out
-            return 1
-        limit = LINGER_TIME if self.lingering else REQUEST_TIME if self.conversation.in_request else IDLE_TIME
-        return self.since + limit - now
+            return False
+        limit = REQUEST_TIME if self.conversation.in_request else IDLE_TIME
+        return now - self.since >= (LINGER_TIME if self.lingering else limit)
 
 
 @functools.lru_cache(maxsize=None)
@@ -3858,7 +3858,7 @@ def _server_class() -> "Any":
                     if self.now >= swept + poll_interval:
                         swept = self.now
                         self.accept_again()
-                        for connection in [each for each in self.connections if each.time_left(swept) <= 0]:
+                        for connection in [each for each in self.connections if each.is_overdue(swept)]:
                             guard(connection, self.time_out)
             finally:
                 self.server_close()
