@@ -6785,8 +6785,8 @@ def _run_ctl(options: "Any") -> int:
         return Error.exit_code
     try:
         result, rows = (answer["result"], []) if name else (None, [answer[each] for each in OPERATIONS])
-        listed = [(row["signature"] + "", row["documentation"] + "") for row in rows]
-    except (KeyError, TypeError):
+        listed = [[check(row[part], str, part) for part in ("signature", "documentation")] for row in rows]
+    except (KeyError, TypeError, ValueError):
         raise NotIMDS("what answers at %s is no emulator: it says something else" % url) from None
     for signature, documentation in listed:
         _print("\n".join(textwrap.wrap(printable(signature), 79, subsequent_indent="        ")))
