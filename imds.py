@@ -3740,9 +3740,9 @@ class Conversation:
         elif manner in ("reset", "hang"):
             self.ending, data = manner, b""
         elif manner == "drip":
-            last = min(len(data), MAX_REPLY_SIZE) - 1  # who waits for more gets the rest at once
-            return [(DRIP_TIME if at else exchange.seconds, data[at:at + 1] if at < last else data[at:])
-                    for at in range(last + 1)]
+            drops = [bytes([byte]) for byte in data[:MAX_REPLY_SIZE]]
+            drops[-1] += data[MAX_REPLY_SIZE:]  # who waits for more gets the rest at once
+            return [(exchange.seconds, drops[0])] + [(DRIP_TIME, drop) for drop in drops[1:]]
         return [(exchange.seconds, data)]
 
     def refuse(self, rule: str) -> "List[Tuple[float, bytes]]":
