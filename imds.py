@@ -2976,15 +2976,17 @@ def describe(name: str) -> "Dict[str, str]":
 
 
 def read_arguments(name: str, texts: "Mapping[str, str]") -> "Dict[str, Any]":
-    """Parse arguments of an operation: JSON where it takes no str; a list may be names with "," or "+" between."""
+    """Parse arguments of an operation: JSON where it takes no str. A list may be names with "," or "+" between, or one
+    item that is no JSON; what else is no JSON stays text, which the operation refuses."""
     kinds, arguments = getattr(Bench, name).__annotations__, {}  # type: Any, Dict[str, Any]
     for key, text in texts.items():
-        kind = kinds.get(key)  # a type, or a string with one
-        try:
-            arguments[key] = text if kind in (str, "Optional[str]") else load_json(text.encode())
-        except ValueError:
-            arguments[key] = (re.split("[,+]", text) if "Iterable[str]" in str(kind)
-                              else [text] if "Iterable" in str(kind) else text)
+        kind, arguments[key] = kinds.get(key), text  # kind: a type, or a string with one
+        if kind not in (str, "Optional[str]"):
+            try:
+                arguments[key] = load_json(text.encode())
+            except ValueError:
+                if "Iterable" in str(kind):
+                    arguments[key] = re.split("[,+]", text) if "Iterable[str]" in kind else [text]
     return arguments
 
 
