@@ -6689,7 +6689,9 @@ def _run_exec(options: "Any") -> int:
             end()
         code = int(children[0].wait())
         broken = _report_requests(vm, options)
-        return 1 if broken and code == 0 and options.lint_strict else code if code >= 0 else 128 - code
+        if options.lint_strict and broken and code == 0:
+            return 1
+        return code if code >= 0 else 128 - code  # below 0: minus the signal that ended it
     finally:
         vm.stop()
 
