@@ -3066,9 +3066,10 @@ class _Playbook:
         if rest and rest[0] in actions:
             action = rest.pop(0)
         elif not delay:
-            situation = nearest_of(text.strip(), SITUATIONS, 0.7)
-            fail("%s; a situation stands alone" % SITUATIONS[situation].playbook if situation == text.strip()
-                 else "the situation %s, alone" % situation if situation else "delay 3s or one of " + " ".join(actions))
+            if text.strip() in SITUATIONS:
+                fail("%s; a situation stands alone" % SITUATIONS[text.strip()].playbook)
+            meant = nearest_of(text.strip(), SITUATIONS, 0.7)
+            fail("the situation %s, alone" % meant if meant else "delay 3s or one of " + " ".join(actions))
         found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
                          r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z", " ".join(rest) or "x1")
         if not found:
