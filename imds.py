@@ -3315,54 +3315,55 @@ def _renews_early(last: "Exchange", each: "Exchange") -> bool:
             and each.time - last.time < min(left / 2, left - TOKEN_RENEWED))
 
 
-# source: the title of Microsoft's article, or who says it.
+# says: the rule in words; mark: how it is known, in the words of room 1; source: who says it, an article of Microsoft's
+# by its title; find: takes a list of Exchanges and yields those that break the rule.
 LintRule = collections.namedtuple("LintRule", "says mark source find")
-INSTANCE, EVENTS, TOKENS = "Azure Instance Metadata Service", "Scheduled Events", "How to get a token on a VM"
-REPORTS, HERE = "users of the service", "the makers of this file"
+INSTANCE_ARTICLE, EVENTS_ARTICLE = "Azure Instance Metadata Service", "Scheduled Events"
+TOKENS_ARTICLE, USERS, MAKERS = "How to get a token on a VM", "users of the service", "the makers of this file"
 LINT = {
     "no-metadata-header": LintRule(
-        "each request needs the header Metadata: true", "documented", INSTANCE,
+        "each request needs the header Metadata: true", "documented", INSTANCE_ARTICLE,
         # SDKs probe the identity service without it.
         _each(lambda each: each.rule == "metadata" and each.asked.names[1:2] != ("identity",))),
     "through-a-proxy": LintRule(
-        "requests must go straight to the service: proxies are to be passed by", "documented", INSTANCE,
+        "requests must go straight to the service: proxies are to be passed by", "documented", INSTANCE_ARTICLE,
         _each(lambda each: not each.request.target.startswith("/")
               or {"via", "x-forwarded-for"}.intersection(each.request.headers))),
     "no-api-version": LintRule(
-        "each request names an api-version", "documented", INSTANCE,
+        "each request names an api-version", "documented", INSTANCE_ARTICLE,
         _each(lambda each: each.asked.endpoint and each.asked.row.since and each.rule != "metadata"
               and not each.asked.query.get("api-version"))),
     "old-api-version": LintRule(
-        "newer versions than one of three years ago say more; old ones may answer slowly", "observed", REPORTS, _old),
+        "newer versions than one of three years ago say more; old ones may answer slowly", "observed", USERS, _old),
     "preview-api-version": LintRule(
-        "2017-03-01 is a preview of another shape, and may not be there", "documented", EVENTS,
+        "2017-03-01 is a preview of another shape, and may not be there", "documented", EVENTS_ARTICLE,
         _each(lambda each: each.asked.query.get("api-version") == PREVIEW)),
     "several-documents": LintRule(
-        "one whole document answers every question about a VM; ask for it once", "chosen", HERE,
+        "one whole document answers every question about a VM; ask for it once", "chosen", MAKERS,
         _too_soon("instance", lambda last, each: each.time - last.time < 5)),
     "polls-too-often": LintRule(
-        "scheduled events are to be asked for once a second at most", "documented", EVENTS,
+        "scheduled events are to be asked for once a second at most", "documented", EVENTS_ARTICLE,
         _too_soon("scheduledevents", lambda last, each: each.time - last.time < 0.9)),
     "no-pause": LintRule(
-        "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS,
+        "after 429 or 5xx wait before asking again, longer each time", "documented", TOKENS_ARTICLE,
         _again(_hurries, lambda each: (each.request.verb, each.request.target))),
     "gives-up-on-410": LintRule(
-        "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS, _gave_up),
+        "410 means that the VM is being moved: ask again for 70 seconds", "documented", TOKENS_ARTICLE, _gave_up),
     "repeats-a-400": LintRule(
-        "what was refused with 400 is refused again", "documented", TOKENS, _insists),
+        "what was refused with 400 is refused again", "documented", TOKENS_ARTICLE, _insists),
     "identity-burst": LintRule(
-        "five requests at once is what the identity service takes", "documented", INSTANCE, _bursts),
+        "five requests at once is what the identity service takes", "documented", INSTANCE_ARTICLE, _bursts),
     "token-again": LintRule(
-        "a token is good for hours: keep it", "documented", TOKENS,
+        "a token is good for hours: keep it", "documented", TOKENS_ARTICLE,
         _too_soon("identity/oauth2/token", _renews_early)),
     "leaf-as-json": LintRule(
-        "a leaf is to be asked for with format=text", "documented", INSTANCE,
+        "a leaf is to be asked for with format=text", "documented", INSTANCE_ARTICLE,
         _each(lambda each: each.rule == "leaf")),
     "follows-a-redirect": LintRule(
-        "the service never redirects: who does is somebody else", "chosen", HERE,
+        "the service never redirects: who does is somebody else", "chosen", MAKERS,
         lambda journal: (each for each in journal if each.request.target.startswith(REDIRECTED + "/"))),
     "no-user-agent": LintRule(
-        "a User-Agent tells who asks", "chosen", HERE,
+        "a User-Agent tells who asks", "chosen", MAKERS,
         _each(lambda each: not each.request.headers.get("user-agent"))),
 }
 
