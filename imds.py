@@ -3519,7 +3519,7 @@ DRIP_TIME = 0.02  # seconds between two bytes of the fault "drip"
 REQUEST_LINE = r"([!-~]+) ((?:/|\*|(?i:http://)|(?<=^CONNECT )[!-~])[!-~]*) (HTTP/1\.\d)\Z"
 HEAD_END = b"\r?\n\r?\n"  # a line feed will do, for requests typed by hand
 CHUNK_LINE = b"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n"
-TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+TCHAR = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # of RFC 9110
 
 # A kept answer. pieces: its bytes before and after the x-ms-request-id, or all if it has none; ending and lingers of
 # the Conversation after it; its Exchange.
@@ -3530,7 +3530,7 @@ def parse_head(head: bytes) -> "Request":
     """Parse the head of a request, without the empty line at its end. Raises Rejection."""
     lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
     found = re.match(REQUEST_LINE, lines[0], re.A)
-    if not found or not TOKEN.issuperset(found.group(1)):
+    if not found or not TCHAR.issuperset(found.group(1)):
         raise Rejection("malformed")
     verb, target, version = found.groups()
     return Request(verb, target, parse_headers(lines[1:]), b"", version)
@@ -3544,7 +3544,7 @@ def parse_headers(lines: "Iterable[str]") -> "Dict[str, str]":
     headers: "Dict[str, str]" = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not (name and colon and TOKEN.issuperset(name)) or "\r" in value or "\0" in value:
+        if not (name and colon and TCHAR.issuperset(name)) or "\r" in value or "\0" in value:
             raise Rejection("malformed")
         name, value = name.lower(), value.strip(" \t")
         headers[name] = headers[name] + "," + value if name in headers else value
@@ -3640,7 +3640,7 @@ class Conversation:
 
     def _read_head(self) -> "Any":
         self._line = ""
-        if chr(self._unread[0]) not in TOKEN:  # as in a TLS handshake, which sends no more until it is answered
+        if chr(self._unread[0]) not in TCHAR:  # as in a TLS handshake, which sends no more until it is answered
             raise Rejection("malformed")
         seen, line_end, head_end = 0, 0, re.compile(HEAD_END)
         while True:
