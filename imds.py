@@ -3583,8 +3583,8 @@ class Conversation:
             kept = moment.answers.get(data)
             if kept is not None:
                 self.ending, self.lingers = kept.ending, kept.lingers
-                number = self._bench.repeat(kept.exchange, self._peer)
-                return [(0, number.encode().join(kept.pieces))]
+                request_id = self._bench.repeat(kept.exchange, self._peer)
+                return [(0, request_id.encode().join(kept.pieces))]
         self._unread += data
         sent: "List[Tuple[float, bytes]]" = []
         replies = size = 0
@@ -3616,8 +3616,8 @@ class Conversation:
         """Keep an answer in its Moment, if it may be given again."""
         exchange = self._exchange
         if exchange.response.repeats and len(moment.answers) < MAX_ANSWERS:
-            number = dict(exchange.response.headers).get("x-ms-request-id")
-            pieces = reply.split(number.encode(), 1) if number else [reply]
+            request_id = dict(exchange.response.headers).get("x-ms-request-id")
+            pieces = reply.split(request_id.encode(), 1) if request_id else [reply]
             moment.answers[data] = Kept(pieces, self.ending, self.lingers, masked(exchange))
 
     def _run(self) -> "Iterator[Optional[List[Tuple[float, bytes]]]]":
