@@ -2506,11 +2506,11 @@ class Exchange(collections.namedtuple("Exchange", "number time peer vm request r
 
     def __str__(self) -> str:
         """One line: number, time, what was asked, what came, why, and who asked."""
-        agent = self.request.headers.get("user-agent", "")
-        reason = REFUSALS[self.rule].reason if self.rule else ""
-        return printable("%d  %s  %s %s  %d%s%s%s" % (
-            self.number, _log_time(int(self.time))[12:], self.request.verb, self.request.target, self.response.status,
-            reason and "  " + reason, self.fault and "  (fault: %s)" % self.fault or "", agent and "  by " + agent))
+        agent = self.request.headers.get("user-agent")
+        return printable("  ".join(filter(None, (
+            str(self.number), _log_time(int(self.time))[12:], "%s %s" % (self.request.verb, self.request.target),
+            str(self.response.status), REFUSALS[self.rule].reason if self.rule else None,
+            self.fault and "(fault: %s)" % self.fault, agent and "by " + agent))))
 
     @property
     def asked(self) -> "Target":
@@ -3187,9 +3187,10 @@ def log_line(exchange: "Exchange") -> str:
     line = "%s %s %s" % (request.verb, request.target, request.version) if request.verb else request.target
     if not line.isprintable() or '"' in line:
         line = "".join(char if char.isprintable() and char != '"' else "\\x%02x" % ord(char) for char in line)
-    reason = "fault: " + exchange.fault if exchange.fault else REFUSALS[rule].reason if rule else "-"
+    reason = REFUSALS[rule].reason if rule else "-"
     return '%s - - [%s] "%s" %d %s' % (
-        exchange.peer, _log_time(int(exchange.time)), line, exchange.response.status, reason)
+        exchange.peer, _log_time(int(exchange.time)), line, exchange.response.status,
+        "fault: " + exchange.fault if exchange.fault else reason)
 
 
 @functools.lru_cache(maxsize=1)
