@@ -2811,8 +2811,10 @@ class Bench:
 
     def _step_for(self, request: "Request") -> "Tuple[bool, Optional[_Step]]":
         """Whether a playbook matches a request, and the step of the first that does not spare it, or None."""
+        if self.service.is_foreign(request):  # it is refused, with or without faults
+            return False, None
         names, now, matched = parse_target(request.target).names, self.clock(), False
-        for playbook in self._playbooks if not self.service.is_foreign(request) else ():
+        for playbook in self._playbooks:
             if playbook.matches(request.verb, names) and not playbook.is_over(now):
                 matched, step = True, playbook.step(now)
                 if step:
