@@ -2586,7 +2586,7 @@ class Bench:
                 return Exchange(0, self.clock(), peer, self.vm, request, self._controlled(request), None, None, 0.0)
             matched, step = self._step_for(request) if self._playbooks else (False, None)
             response = self._misbehave(step, request) if step else self.service.respond(request)
-            if matched:
+            if matched:  # the next request may get another step
                 response = response._replace(repeats=False)
             elif not response.repeats:  # it may have changed something
                 self._moment = None
@@ -3250,6 +3250,7 @@ def _sender(each: "Exchange") -> "Tuple[Any, ...]":
 
 
 def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    """Requests to the identity service that come while IDENTITY_AT_ONCE others may not be answered yet."""
     recent: "Any" = collections.deque(maxlen=IDENTITY_AT_ONCE + 1)
     for each in journal:
         if each.asked.names[:2] == ("metadata", "identity") and each.request.headers.get("metadata"):
@@ -3259,6 +3260,7 @@ def _bursts(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 
 
 def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    """The last 410 that a client got for a target, where it gave up much too soon."""
     gone: "Dict[Any, List[Exchange]]" = {}  # client and target -> its 410s since the last other answer
     for each in journal:
         which = _sender(each), each.request.target
@@ -3270,13 +3272,14 @@ def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 
 
 def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    """Requests that are the same as one refused with 400; but a probe of the identity service is no mistake."""
     refused: "Dict[Any, set[Any]]" = {}  # client and path -> what was refused there since the last other answer
     for each in journal:
-        headers = map(each.request.headers.get, ("metadata", "host", "x-forwarded-for"))  # not an id of each
+        headers = map(each.request.headers.get, ("metadata", "host", "x-forwarded-for"))  # others may hold a new id
         what = each.request.verb, each.request.target, each.request.body, tuple(headers)
         which = _sender(each), each.asked.names
         is_probe = each.rule == "metadata" and each.asked.names[1:2] == ("identity",)
-        if each.response.status != 400:  # as when both have come to terms about the api-version
+        if each.response.status != 400:  # the client has put it right, say the api-version
             refused.pop(which, None)
         elif _is_meant(each) and not is_probe:
             if what in refused.setdefault(which, set()):
@@ -3290,6 +3293,7 @@ CURRENT_VERSIONS = {"scheduledevents": EVENT_VERSIONS[-2:],
 
 
 def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
+    """Requests of an api-version that is more than three years old, and not for want of a newer one."""
     offered = {PREVIEW}  # it has a rule of its own; and what the service said to be its newest
     for each in journal:
         asked, version = each.asked, each.asked.query.get("api-version", "")
