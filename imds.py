@@ -3819,7 +3819,7 @@ def _server_class() -> "Any":
     import struct
 
     READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-    TOGETHER = getattr(socket, "MSG_MORE", 0)  # on Linux the last bytes wait for the end of the connection
+    TOGETHER = getattr(socket, "MSG_MORE", 0)  # on Linux: the last bytes go in one packet with the end
 
     class Server(http.server.HTTPServer):
         """An HTTPServer, bound and listening, that serves every connection from one thread."""
@@ -3906,9 +3906,9 @@ def _server_class() -> "Any":
                     break
                 newcomers.append(_Connection(client, Conversation(self.bench, address[0]), self.now))
                 self.connections.add(newcomers[-1])
-            self.bench.service.new_turn()  # who was answered in this one may have come back
+            self.bench.service.new_turn()  # a newcomer may be a client that was answered in this one
             for connection in newcomers:
-                self.guard(connection, lambda each: each.socket.setblocking(False))  # who is gone may fail (on macOS)
+                self.guard(connection, lambda each: each.socket.setblocking(False))  # fails if it is gone (on macOS)
                 self.guard(connection, self.serve)  # most have sent their request by now, and many need no more
                 self.guard(connection, self.wait_for)
 
@@ -3940,14 +3940,14 @@ def _server_class() -> "Any":
         def serve(self, connection: "_Connection") -> None:
             if connection.unsent:
                 self.send(connection)
-            elif connection.later or not connection.conversation.pending:  # else go_on() comes first
+            elif connection.later or not connection.conversation.pending:  # else go_on() answers that first
                 try:
                     data = connection.socket.recv(READ_SIZE)
                 except BlockingIOError:
                     return
                 if not data:
                     self.drop(connection)
-                elif not connection.conversation.ending:  # else what comes is of no use
+                elif not connection.conversation.ending:  # else it is only read away
                     self.converse(connection, data)
 
         def guard(self, connection: "_Connection", do: "Callable[[_Connection], None]") -> None:
