@@ -6353,7 +6353,7 @@ class _Watch:
         self.incarnation: "Any" = None
         self.live = _is_terminal() and not options.json
         self.name: "Optional[str]" = None
-        self.nameless: "Optional[float]" = None  # since when the name could not be had
+        self.nameless_since: "Optional[float]" = None  # None: it was not asked for in vain yet
         self.ask_at = 0.0  # time.monotonic() from which the name may be asked for
 
     def run(self) -> None:
@@ -6382,20 +6382,20 @@ class _Watch:
     def own_name(self) -> "Optional[str]":
         """The name of this VM, or None if it can't be had now. Raises the Error that has lasted for the deadline."""
         begun = time.monotonic()
-        if begun < self.ask_at:
-            return None
+        if self.name or begun < self.ask_at:
+            return self.name
         try:
-            name = self.name or self.other.get("compute/name")
+            name = self.other.get("compute/name")
             if not isinstance(name, str) or not name:
                 raise NotIMDS("this VM has no name, by which its events could be told")
             self.name = name
         except Error as error:
-            since = begun if self.nameless is None else self.nameless
+            since = begun if self.nameless_since is None else self.nameless_since
             if time.monotonic() - since >= self.client.time_for("/metadata/instance", since, None, error):
                 raise
-            if self.nameless is None:
+            if self.nameless_since is None:
                 say("imds: %s; watching goes on" % error)
-            self.nameless, self.ask_at = since, time.monotonic() + min(error.retry_after, MAX_DEAF)
+            self.nameless_since, self.ask_at = since, time.monotonic() + min(error.retry_after, MAX_DEAF)
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
