@@ -2728,9 +2728,10 @@ class Bench:
             raise ValueError("resources must be a list of names, not %r" % (resources,))
         if after is not None and at is not None:
             raise ValueError("after or at, not both")
-        starts = number("at", at, 0, LAST_CLOCK) if at is not None else now + number(
-            "after", row.notice if after is None else after, -1e9, 1e9)
-        ends = now + number("cancelled_after", cancelled_after, 0, 1e9) if cancelled_after is not None else float("inf")
+        notice = number("after", row.notice if after is None else after, -1e9, 1e9)
+        starts = now + notice if at is None else number("at", at, 0, LAST_CLOCK)
+        cancelled = float("inf") if cancelled_after is None else now + number(
+            "cancelled_after", cancelled_after, 0, 1e9)
         lasts = number("lasts", row.lasts if lasts is None else lasts, 0, 1e9)
         duration = row.duration if duration is None else check(duration, int, "duration")
         compute, events = self.service.instance["compute"], self.service.events
@@ -2745,7 +2746,7 @@ class Bench:
         if "" in shown["Resources"]:
             raise ValueError("resources has a name that is empty")
         check_event(shown)
-        events.add(shown, starts=starts, cancelled=ends, lasts=lasts)
+        events.add(shown, starts=starts, cancelled=cancelled, lasts=lasts)
         return str(shown["EventId"])
 
     def play(self, scenario: str) -> str:
