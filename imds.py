@@ -2839,9 +2839,8 @@ class Bench:
         response = self.service.respond(request)
         if step.action == "broken":
             body = response.body[:len(response.body) // 2]
-            headers = [(name, str(len(body)) if name == "Content-Length" else value)
-                       for name, value in response.headers]
-            response = response._replace(headers=headers, body=body)
+            shorter = dict(response.headers, **{"Content-Length": str(len(body))})
+            response = response._replace(headers=list(shorter.items()), body=body)
         return response
 
     # --- operations on the journal
