@@ -2868,9 +2868,13 @@ class Bench:
         check(0 if times is None else times, int, "times")
         if len(found) == times or times is None and found:
             return
-        odd = [(expected.differences(each.request), each) for each in self.journal]
-        nearest = sorted((row for row in odd if row[0]), key=lambda row: (
-            len(row[0]), -len(os.path.commonprefix([row[1].request.target, str(expected.path)])), -row[1].number))[:3]
+
+        def distance(row: "Tuple[List[str], Exchange]") -> "Tuple[int, int, int]":
+            common = os.path.commonprefix([row[1].request.target, str(expected.path)])
+            return len(row[0]), -len(common), -row[1].number
+
+        others = ((expected.differences(each.request), each) for each in self.journal)
+        nearest = sorted((row for row in others if row[0]), key=distance)[:3]
         lines = ["%s like %s, expected %s" % (counted(len(found)), expected, "1 or more" if times is None else times)]
         lines += ["  " + str(each) for each in found[-3:]]
         lines += ["  %s\n    %s" % (each, "; ".join(differences)) for differences, each in nearest]
