@@ -6251,10 +6251,10 @@ def _in_lines(path: str, before: "Any", after: "Any") -> "Iterator[str]":
     present = before if after is None else after
     if None in (before, after) and len(format_json(present)) > 100 and children(present):
         for name, child in children(present):
-            yield from _in_lines(path + "/" + name, before and child, after and child)
+            yield from _in_lines(path + "/" + name, None if before is None else child, None if after is None else child)
     elif present is not None:
         shown = ["(absent)" if node is None else format_json(node) for node in (before, after)]
-        line = "%s: %s -> %s" % (path, shown[0], shown[1])
+        line = "%s: %s -> %s" % (path, *shown)
         yield "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
