@@ -7017,9 +7017,10 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
-# codes: exit codes, with what each means here.
+# run: takes the parsed options, returns an exit code or None; options: keys of OPTIONS; codes: what each means here.
 Command = collections.namedtuple("Command", "run text options codes")
-_ASKS, _NO_CLIENT = "--endpoint --timeout", {code: EXIT_CODES[code] for code in (0, 1, 2)}
+_ASKS = "--endpoint --timeout"  # of each client
+_NO_CLIENT = {code: EXIT_CODES[code] for code in (0, 1, 2)}
 _EMULATES = ("VM --host --allow-host --profile --set --strict --cloud --as-of --api-versions --rate-limit --event"
              " --scenario --identity --load-balancer --attested-flaw --attested-issuer --fault --seed --control"
              " --time-scale --quiet")
