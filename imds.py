@@ -3563,6 +3563,7 @@ def parse_headers(lines: "Iterable[str]") -> "Dict[str, str]":
 
 
 def format_response(response: "Response", with_body: bool, connection: str) -> bytes:
+    """A response as it is sent; ``connection``: the value of that header, or "" for none."""
     lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
     lines += map(": ".join, response.headers)
     if connection:
@@ -3632,7 +3633,8 @@ class Conversation:
             moment.answers[data] = Kept(pieces, self.ending, self.lingers, masked(exchange))
 
     def _run(self) -> "Iterator[Optional[List[Tuple[float, bytes]]]]":
-        """Yield what to send for each request in turn; None where more bytes are needed."""
+        """Yield what to send for each request in turn; None where more bytes are needed. The generators below do so,
+        too; they return what they have read, or raise Rejection."""
         while True:
             while self._unread and self._unread[0] in b"\r\n":  # some clients send a line end after a body
                 del self._unread[:1]
@@ -3657,7 +3659,7 @@ class Conversation:
         while True:
             if not line_end:
                 line_end = self._unread.find(b"\n", seen) + 1
-                if (line_end - 1 if line_end else len(self._unread)) > MAX_LINE + 1:
+                if (line_end - 1 if line_end else len(self._unread)) > MAX_LINE + 1:  # the line, and perhaps a "\r"
                     raise Rejection("line-size")
             found = head_end.search(self._unread, max(0, seen - 3))
             # The limit is without the end of the head: up to four bytes, which may not be complete yet.
