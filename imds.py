@@ -2551,7 +2551,7 @@ class Bench:
         self.service = Service(clock, instance, **settings)
         self._settings = copy.deepcopy(dict(settings, instance=instance, events=None))  # reset() makes a new list
         self.siblings: "List[Bench]" = [self]  # the VMs of a scale set
-        self._rows: "Any" = collections.deque(maxlen=JOURNAL_SIZE)  # Exchanges, or plain tuples of the same
+        self._rows: "Any" = collections.deque(maxlen=JOURNAL_SIZE)  # for _whole()
         self.cleared = 0  # the number of the last exchange that reset() dropped
         self.watchers: "List[Callable[[], None]]" = []  # called after each exchange
         self._playbooks: "List[_Playbook]" = []
@@ -2612,15 +2612,14 @@ class Bench:
     def repeat(self, exchange: "Exchange", peer: str) -> str:
         """Record a repetition of an exchange in this Moment; return the x-ms-request-id of its answer."""
         service = self.service
-        service.count += 1  # a plain tuple is made, and later dropped, in a third of the time of an Exchange
-        self._note((service.count, self._now, peer, self.vm, exchange.request, exchange.response, exchange.rule,
-                    None, 0.0))
+        service.count += 1  # a short tuple is made, and later dropped, in a third of the time of an Exchange
+        self._note((service.count, self._now, peer, exchange))
         return service.request_id(service.count)
 
     def _note(self, row: "Tuple[Any, ...]") -> None:
         self._rows.append(row)
         if self._log:
-            self._write(log_line(Exchange._make(row)))
+            self._write(log_line(_whole(row)))
         for watcher in self.watchers:
             watcher()
 
@@ -2848,7 +2847,7 @@ class Bench:
     @property
     def journal(self) -> "List[Exchange]":
         """The last JOURNAL_SIZE exchanges, the newest last."""
-        return list(map(Exchange._make, self._rows))
+        return list(map(_whole, self._rows))
 
     def requests(
         self, path: "Optional[str]" = None, *, verb: "Optional[str]" = None,
@@ -2858,7 +2857,7 @@ class Bench:
         query parameters, and a number above ``since``; None fits all."""
         expected = _Expected(path, verb=verb, headers=headers, query=query)
         check(since, int, "since")
-        recent = map(Exchange._make, itertools.takewhile(lambda row: row[0] > since, reversed(self._rows)))
+        recent = map(_whole, itertools.takewhile(lambda row: row[0] > since, reversed(self._rows)))
         return [each for each in recent if not expected.differences(each.request)][::-1]
 
     def assert_requested(self, path: str, *, times: "Optional[int]" = None, **like: "Any") -> None:
@@ -3143,6 +3142,11 @@ class _Expected:
         rows = [("header " + name, request.headers.get(name.lower()), value) for name, value in self.headers.items()]
         rows += [(name, asked.query.get(name), value) for name, value in dict(wanted.query, **self.query).items()]
         return found + ["%s is %r, not %r" % row for row in rows if row[1] != row[2]]
+
+
+def _whole(row: "Tuple[Any, ...]") -> "Exchange":
+    """A row of the journal: an Exchange; or number, time and peer of a repetition, and the Exchange that it repeats."""
+    return row if isinstance(row, Exchange) else Exchange._make(row[:3] + row[3][3:])
 
 
 def counted(count: int) -> str:
