@@ -4907,12 +4907,12 @@ class Client:
     def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None, once: bool = False) -> "Reply":
         """Send one request, and again until it is answered or its row of PATIENCE ends; if ``once``, until it may have
         been heard."""
-        url = self.endpoint + _quoted(target)
-        row, pause, silent = self._patience(target), 1.0, 0
+        url, row, pause = self.endpoint + _quoted(target), self._patience(target), 1.0
         told: "Optional[Error]" = None  # what the service said last
-        nobody: "Optional[float]" = None  # since when nobody listens
+        silences = 0  # tries since then that brought no answer in time
+        nobody: "Optional[float]" = None  # ``timer`` since when nobody listens
         while True:
-            total, begun = row.total if call.gone is None else row.gone, self._timer()
+            begun, total = self._timer(), row.total if call.gone is None else row.gone
             try:
                 reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.least), self._timer))
                 failure = _judged(reply, body)
@@ -4921,33 +4921,36 @@ class Client:
                 del reply  # an error's frames are not to hold what came
             except OSError as error:
                 failure = self._unreachable(url, error)
+
+            # What this try says of the service, and how long it may be asked for that.
+            why = failure
             if isinstance(failure, Unavailable):
-                told, first_pause, silent, nobody = failure, 1.0, 0, None
-                asked = failure.retry_after
+                told, silences, nobody = failure, 0, None
                 call.interrupted |= (failure.status or 0) >= 500
                 call.gone = self._timer() if failure.status == 410 else call.gone
                 total = self.time_for(target, call.begun, call.gone, failure)
-            elif isinstance(failure, Unreachable):
-                first_pause, asked = 0.1, 0
-                if failure.what == "nobody listens":
-                    nobody = begun if nobody is None else nobody
-                    if call.gone is None and self.deadline is None:
-                        total = min(total, nobody - call.begun + NOBODY)
-                else:
-                    nobody, call.interrupted = None, True
-                if failure.what == "silence":
-                    silent, failure = silent + 1, told or failure
-            else:
+            elif not isinstance(failure, Unreachable):
                 raise failure
+            elif failure.what == "nobody listens":
+                nobody = begun if nobody is None else nobody
+                if call.gone is None and self.deadline is None:
+                    total = min(total, nobody - call.begun + NOBODY)
+            else:
+                call.interrupted, nobody = True, None
+                if failure.what == "silence":
+                    silences, why = silences + 1, told or failure
+
+            # Whether there is time and sense for another.
+            left = call.begun + total - min(0.5, total / 10) - self._timer()  # until the last try, which takes time
+            is_late = left < 0.001 or failure.retry_after > min(left, call.most)
+            is_deaf = silences > 1 and call.gone is None
+            may_be_heard = once and call.interrupted
+            if is_late or is_deaf or may_be_heard:
+                raise why
             import random
 
-            left = call.begun + total - self._timer()
-            wait = first_pause * pause * random.uniform(0.75, 1.25)
-            last = left - min(0.5, total / 10)  # seconds until the last try, which needs time for an answer
-            is_over = last < 0.001 or asked > min(last, call.most)
-            if is_over or silent > 1 and call.gone is None or once and call.interrupted:
-                raise failure
-            self._sleep(min(max(wait, asked), last))
+            wait = pause * random.uniform(0.75, 1.25) * (1 if isinstance(failure, Unavailable) else 0.1)
+            self._sleep(min(max(wait, failure.retry_after), left))
             pause = min(pause * 2, 8)
 
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
