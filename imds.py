@@ -4915,7 +4915,7 @@ class Client:
             begun, total = self._timer(), row.total if call.gone is None else row.gone
             try:
                 reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.least), self._timer))
-                failure = _judged(reply, body)
+                failure = _error_in(reply, body)
                 if failure is None:
                     return reply
                 del reply  # an error's frames are not to hold what came
@@ -5195,7 +5195,7 @@ def _is_coded(response: "Any") -> bool:
             or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
 
 
-def _judged(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
+def _error_in(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
     """The Error that a reply to a request with this body means, or None. After an Unavailable one asks again."""
     status = reply.status
     if status == 200 or status == 204 and body is not None:
@@ -5705,10 +5705,10 @@ def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Itera
              "TOKENS": newest if offered and TOKEN_VERSION not in offered else TOKEN_VERSION}
     for row in contract_checks():
         row = row._replace(target=re.sub("[A-Z]{6,}", lambda found: words[found.group()], row.target))
-        yield (row,) + _tried(row, ask, offered, newest)
+        yield (row,) + _verdict_on(row, ask, offered, newest)
 
 
-def _tried(
+def _verdict_on(
     row: "Check", ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]", offered: "List[str]", newest: str,
 ) -> "Tuple[str, str]":
     """The verdict on a check, and why. ``offered``: the versions that the service lists; ``newest``: of those that it
@@ -5957,7 +5957,7 @@ class Doctor:
     def _ask_as_a_client(self) -> "Optional[Error]":
         """Add the facts that a client meets; return what it would make of the first answer, if that is an error."""
         first = self.client.ask_once("GET", "/metadata/instance?api-version=2021-02-01", SENT["true"])
-        failure = _judged(first, None)
+        failure = _error_in(first, None)
         if failure is None and not is_like_imds(first.data):
             failure = _not_imds(first, "something else")
         elif failure and failure.offered:  # an older service, with which a client comes to terms
