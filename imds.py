@@ -4954,8 +4954,11 @@ class Client:
             pause = min(pause * 2, 8)
 
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
-        broke_off = isinstance(problem, ConnectionError) and not isinstance(problem, ConnectionRefusedError)
-        what = "silence" if isinstance(problem, _Silence) else "somebody breaks off" if broke_off else "nobody listens"
+        what = "nobody listens"
+        if isinstance(problem, _Silence):
+            what = "silence"
+        elif isinstance(problem, ConnectionError) and not isinstance(problem, ConnectionRefusedError):
+            what = "somebody breaks off"
         led = "AZURE_IMDS_ENDPOINT leads there; " if self._is_led else ""
         why = problem.strerror or str(problem) or type(problem).__name__
         error = Unreachable(UNREACHABLE[what] % {"url": url, "why": why, "led": led}, url=url)
@@ -5861,12 +5864,13 @@ class Doctor:
         for name, users in (("http_proxy", ("curl", "Python")), ("all_proxy", ("curl",)), ("ALL_PROXY", ("curl",)),
                             ("HTTP_PROXY", () if "http_proxy" in environ else ("Python",))):
             if environ.get(name):
-                led = " and ".join(who for who in users if not bypassed[who])
-                if led == "Python":
-                    led += ", and not curl"
-                self._fact(name, re.sub(r"(?s)\A(\w+://)?.*@", r"\1(masked)@", environ[name]),
-                           "%s would send requests for %s there; set NO_PROXY=%s" % (led, self._host, self._host) if led
-                           else "passed by, for no_proxy says so" if users else "not used, for http_proxy comes first")
+                led = [who for who in users if not bypassed[who]]
+                if led:
+                    meaning = "%s would send requests for %s there; set NO_PROXY=%s" % (
+                        "Python, and not curl" if led == ["Python"] else " and ".join(led), self._host, self._host)
+                else:
+                    meaning = "passed by, for no_proxy says so" if users else "not used, for http_proxy comes first"
+                self._fact(name, re.sub(r"(?s)\A(\w+://)?.*@", r"\1(masked)@", environ[name]), meaning)
 
     def _is_passed_by_curl(self, listed: str) -> bool:
         """Whether a no_proxy has the host for curl: an address or its network, or a name or the end of it."""
@@ -5884,8 +5888,8 @@ class Doctor:
 
     def _place(self) -> None:
         self._tag = self._read("sys/class/dmi/id/chassis_asset_tag").strip()
-        self._fact("chassis tag", self._tag or "not readable", "an Azure VM" if self._tag == AZURE_CHASSIS else
-                   "no Azure VM" if self._tag else "whether this is an Azure VM can't be seen")
+        meanings = {AZURE_CHASSIS: "an Azure VM", "": "whether this is an Azure VM can't be seen"}
+        self._fact("chassis tag", self._tag or "not readable", meanings.get(self._tag, "no Azure VM"))
         self._fact("route", *self._route())
         signs = [sign for sign, there in (
             ("/.dockerenv", os.path.exists(os.path.join(self._root, ".dockerenv"))),
@@ -5968,10 +5972,12 @@ class Doctor:
         self._fact("versions", "%d, up to %s" % (len(versions), versions[-1]) if versions else "not listed",
                    "what a client may ask for")
         date = listing.time_in("date")
-        ahead = 0 if date is None else int(self.client._clock()) - int(date)  # a Date has whole seconds
-        self._fact("clock", "not compared" if date is None else "%+d s" % ahead,
-                   "the answer has no Date" if date is None else "as the service's" if abs(ahead) < 60 else
-                   "this clock is wrong: tokens and attested documents will not be believed")
+        if date is None:
+            self._fact("clock", "not compared", "the answer has no Date")
+        else:
+            ahead = int(self.client._clock()) - int(date)  # a Date has whole seconds
+            self._fact("clock", "%+d s" % ahead, "as the service's" if abs(ahead) < 60 else
+                       "this clock is wrong: tokens and attested documents will not be believed")
         answer = self._in_time("identity", "a token may take ten seconds", "/metadata/identity/oauth2/token"
                                "?api-version=2018-02-01&resource=https%3A%2F%2Fmanagement.azure.com%2F")
         if answer and answer.status == 200 and b'"access_token"' in answer.data:
