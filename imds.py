@@ -4896,13 +4896,13 @@ class Client:
             row = row._replace(connect=self.timeout, answer=self.timeout)
         return row if self.deadline is None else row._replace(total=self.deadline, gone=self.deadline)
 
-    def time_for(self, target: str, begun: float, gone: "Optional[float]", error: "Error") -> float:
-        """Seconds from ``begun`` for all tries of a target, of which this error was the last: more while the VM is
-        moved, as 410 says, and then, since that was said last (at ``gone``), until the service is up."""
+    def time_for(self, target: str, begun: float, moved: "Optional[float]", error: "Error") -> float:
+        """Seconds from ``begun`` for all tries of a target, the last of which failed with ``error``: ``gone`` of its
+        row if that was a 410; or else ``total``, counted from the last 410 if there was one (at ``moved``)."""
         row = self._patience(target)
         if error.status == 410:
             return float(row.gone)
-        return float(row.total if gone is None else min(row.gone, gone - begun + row.total))
+        return float(row.total if moved is None else min(row.gone, moved - begun + row.total))
 
     def _ask(self, target: str, call: "_Call", body: "Optional[bytes]" = None, once: bool = False) -> "Reply":
         """Send one request, and again until it is answered or its row of PATIENCE ends; if ``once``, until it may have
@@ -4914,7 +4914,7 @@ class Client:
         while True:
             begun, total = self._timer(), row.total if call.gone is None else row.gone
             try:
-                reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.least), self._timer))
+                reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.until), self._timer))
                 failure = _error_in(reply, body)
                 if failure is None:
                     return reply
@@ -4942,7 +4942,7 @@ class Client:
 
             # Whether there is time and sense for another.
             left = call.begun + total - min(0.5, total / 10) - self._timer()  # until the last try, which takes time
-            is_late = left < 0.001 or failure.retry_after > min(left, call.most)
+            is_late = left < 0.001 or failure.retry_after > min(left, call.longest)
             is_deaf = silences > 1 and call.gone is None
             may_be_heard = once and call.interrupted
             if is_late or is_deaf or may_be_heard:
@@ -4967,14 +4967,14 @@ class Client:
 
 
 class _Call:
-    """What the requests of one call of the client share. begun: when it began; most: seconds for which it waits because
-    the service asks for it; least: until when a try may take, though its patience ends before; gone: when the service
-    last answered 410, or None; interrupted: whether a try ended without an answer, or a failing one, and may have done
-    something."""
+    """What the requests of one call of the client share. Times are those of its ``timer``."""
 
-    def __init__(self, begun: float, most: float = float("inf"), least: float = 0) -> None:
-        self.begun, self.most, self.least = begun, most, least
-        self.gone, self.interrupted = None, False  # type: Optional[float], bool
+    def __init__(self, begun: float, longest: float = float("inf"), until: float = 0) -> None:
+        self.begun = begun
+        self.longest = longest  # seconds of a pause that the service asks for; if it wants more, the call fails
+        self.until = until  # a try may take until then, though its row of PATIENCE ends before
+        self.gone: "Optional[float]" = None  # when the service last answered 410
+        self.interrupted = False  # a try got no answer, or a 5xx, and may have done something all the same
 
 
 class _Limit:
