@@ -6409,12 +6409,12 @@ class _Watch:
                 raise NotIMDS("this VM has no name, by which its events could be told")
             self.name = name
         except Error as error:
-            since = begun if self.nameless_since is None else self.nameless_since
-            if time.monotonic() - since >= self.client.time_for("/metadata/instance", since, None, error):
+            nameless = begun if self.nameless_since is None else self.nameless_since
+            if time.monotonic() - nameless >= self.client.time_for("/metadata/instance", nameless, None, error):
                 raise
             if self.nameless_since is None:
                 say("imds: %s; watching goes on" % error)
-            self.nameless_since, self.ask_at = since, time.monotonic() + min(error.retry_after, MAX_DEAF)
+            self.nameless_since, self.ask_at = nameless, time.monotonic() + min(error.retry_after, MAX_DEAF)
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
@@ -6441,14 +6441,14 @@ class _Watch:
 
 
 class _Handlers:
-    """The commands that run for events. One that ends with 0 has its event approved, which is tried whenever that is
-    Scheduled, until the service takes or refuses it."""
+    """The commands that run for events, one for each. When it ends with 0 its event is approved: as long as that is
+    Scheduled, the approval is sent again until the service takes or refuses it."""
 
     def __init__(self, command: "Optional[str]", client: "Client") -> None:
         self.command, self.client = command, client
-        self.running: "Dict[str, Any]" = {}
-        self.begun: "Dict[str, bool]" = {}  # whether it could be; False: that it could not was said
-        self.approvals: "List[str]" = []
+        self.running: "Dict[str, Any]" = {}  # EventId, in upper case -> subprocess.Popen
+        self.could_run: "Dict[str, bool]" = {}  # by EventId; of one that could not, this was reported
+        self.approvals: "List[str]" = []  # the EventIds that are to be approved
         self.is_late = False  # an approval was not taken, and this was reported
         self.approve_at = 0.0  # time.monotonic() from which the service may be asked for an approval
 
@@ -6457,15 +6457,15 @@ class _Handlers:
         import subprocess
 
         event_id = event["EventId"].upper()
-        if self.begun.get(event_id) or len(self.running) >= MAX_HANDLERS:
+        if self.could_run.get(event_id) or len(self.running) >= MAX_HANDLERS:
             return
         try:
             self.running[event_id] = subprocess.Popen(
                 str(self.command), shell=True, env=_event_environment(event), start_new_session=os.name == "posix")
-            self.begun[event_id] = True
+            self.could_run[event_id] = True
         except OSError as error:  # perhaps only now
-            if event_id not in self.begun:
-                self.begun[event_id] = False
+            if event_id not in self.could_run:
+                self.could_run[event_id] = False
                 say("imds: %s can't be run (%s); event %s is not approved" % (self.command, error.strerror, event_id))
 
     def look(self, events: "Mapping[str, Mapping[str, Any]]") -> None:
