@@ -5272,27 +5272,32 @@ def list_in(data: bytes, name: str) -> "List[Any]":
 
 
 def _content(reply: "Reply") -> "Any":
-    """The content of a reply: JSON parsed, or text."""
-    content = odd = None
+    """The content of a reply: JSON parsed, or text. Raises NotIMDS."""
+    content, odd = None, reply.content_type or "no type"
     if reply.content_type == "application/json":
         content, odd = parsed_or_none(reply.data), "broken JSON"
     elif reply.content_type == "text/plain":
-        charset = re.search(r"charset\s*=\W*([\w-]+)", str(reply.headers.get("content-type")), re.I)
-        try:
-            content = reply.data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            odd = "text that is not UTF-8"
-        if charset and charset.group(1).lower() not in ("utf-8", "utf8", "us-ascii"):
-            content, odd = None, "text that is not UTF-8"
-        elif re.match(r"\s*<(!doctype|!--|\?xml|html|head)", content or "", re.I):
+        content, odd = _text_in(reply), "text that is not UTF-8"
+        if re.match(r"\s*<(!doctype|!--|\?xml|html|head)", content or "", re.I):
             content, odd = None, "an HTML page"
-    else:
-        odd = "an HTML page" if reply.content_type == "text/html" else reply.content_type or "no type"
+    elif reply.content_type == "text/html":
+        odd = "an HTML page"
     if content is None:
-        error = _not_imds(reply, str(odd))
+        error = _not_imds(reply, odd)
         del reply  # an error's frames are not to hold what came
         raise error
     return content
+
+
+def _text_in(reply: "Reply") -> "Optional[str]":
+    """The text that a reply is, or None if it is not in UTF-8, or says that it is not."""
+    charset = re.search(r"charset\s*=\W*([\w-]+)", str(reply.headers.get("content-type")), re.I)
+    if charset and charset.group(1).lower() not in ("utf-8", "utf8", "us-ascii"):
+        return None
+    try:
+        return str(reply.data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None
 
 
 def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
