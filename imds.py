@@ -5804,14 +5804,14 @@ LEADING = {  # environment variables that lead clients elsewhere, and which clie
     "IDENTITY_ENDPOINT": "every SDK: to Azure Arc with IMDS_ENDPOINT, to App Service with IDENTITY_HEADER",
     "IMDS_ENDPOINT": "every SDK, with IDENTITY_ENDPOINT: to Azure Arc", "MSI_ENDPOINT": "every SDK: to Cloud Shell",
 }
-# (statuses, header, text in it, text in the body, who answers, exit code); the first that fits. None as statuses or
-# header fits any, None as text only an empty body. With 0, the answer to a client tells more.
+# Who answers a request without the header: the first row that fits, and the last fits all. (statuses or None, header or
+# None, text in it, pattern in the body, who, exit code); exit code 0: the answer to a client tells more.
 ANSWERERS = (
     ((401,), "www-authenticate", ".key", "", "an Azure Arc agent", 5),
     (None, "metadata-flavor", "Google", "", "the metadata service of Google Cloud", 5),
     (None, "server", "EC2ws", "", "the metadata service of AWS", 5),
     (None, "x-ms-azure-host-authorization", "", "", "IMDS, behind the guest proxy agent", 0),
-    ((403,), None, "", None, "the guest proxy agent, which lets nobody through", 1),
+    ((403,), None, "", r"\A\Z", "the guest proxy agent, which lets nobody through", 1),
     ((400,), None, "", "Required metadata header not specified", "IMDS", 0),
     ((404,), "server", "IMDS/", "", "IMDS, which may not be up yet", 4),
     ((404,), "content-type", "application/json", "", "perhaps IMDS, which may not be up yet", 4),
@@ -5936,10 +5936,10 @@ class Doctor:
             self._fact("answers", why, str(error))
             return "what answers at %s is not IMDS: %s" % (where, why), 5
         self._fact("time", "%.0f ms" % (1000 * (self.client._timer() - begun)), "for one answer")
-        who, code = next((who, code) for wanted, name, value, part, who, code in ANSWERERS
-                         if (wanted is None or reply.status in wanted)
-                         and (name is None or value in reply.headers.get(name, ()))
-                         and (part in reply.text if part is not None else not reply.data))
+        who, code = next((who, code) for statuses, header, value, pattern, who, code in ANSWERERS
+                         if (statuses is None or reply.status in statuses)
+                         and (header is None or value in reply.headers.get(header, ()))
+                         and re.search(pattern, reply.text))
         self._fact("without the header", "status %d" % reply.status, who)
         if code:
             return "what answers at %s is %s" % (where, who), code
