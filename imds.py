@@ -5098,18 +5098,18 @@ def _transport() -> "Callable[..., Reply]":
             raise problem or _Silence("the deadline has passed")
 
         def getresponse(self) -> "Any":
-            socket_of_this, response = self.sock, None
+            sock, response = self.sock, None  # the base may clear self.sock
             try:
                 response = super().getresponse()
             except http.client.BadStatusLine as error:
-                begun = str(error.args[0])[:4]
-                if not (socket_of_this.ended and "HTTP".startswith(begun)):
+                is_begun = "HTTP".startswith(str(error.args[0])[:4])  # "HT", say
+                if not (is_begun and sock.ended):
                     raise
-            if socket_of_this.ended:
+            if sock.ended:
                 if response:
                     response.close()
                 raise ConnectionResetError("the answer is cut off")
-            socket_of_this.most += MAX_REPLY
+            sock.most += MAX_REPLY
             return response
 
     handler = urllib.request.HTTPHandler()
