@@ -5766,22 +5766,26 @@ class Asker:
             self.client.deadline = self.client.deadline or 10  # who is silent once need not be waited for so long again
             raise
         is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
-        self.answers.append("failing" if reply.status in PASSING else
-                            "imds" if is_agent or is_like_imds(reply.data) else "other")
+        if reply.status in PASSING:
+            self.answers.append("failing")
+        else:
+            self.answers.append("imds" if is_agent or is_like_imds(reply.data) else "other")
         return reply[:3]
 
     def judge_all(self, verdicts: "List[Tuple[Check, str, str]]", strict: bool) -> bool:
-        """Whether it differs in what matters. Raises Unreachable, Unavailable or NotIMDS, if that can't be said."""
+        """Whether the service differs from a check that is documented or observed, or, if ``strict``, from any. Raises
+        Unreachable, Unavailable or NotIMDS where the verdicts don't say that of an IMDS."""
         documents = [why for row, _, why in verdicts if row.name.startswith("document at ")]
         if documents and all(why.startswith("status 400, ") for why in documents):
             say("imds: each document is refused; does a proxy on the way add X-Forwarded-For, or take Metadata away?")
         is_wrong = any(verdict == "differs" and (strict or row.mark != "chosen") for row, verdict, _ in verdicts)
         is_imds = any(verdict == "holds" and row.expected not in COMMON for row, verdict, _ in verdicts)
         lost = [answer for answer in self.answers if isinstance(answer, Error)]
-        untold = {*PUT_OFF.values(), *map(str, lost)}
-        is_unsure = 2 * sum(why in untold for _, _, why in verdicts) > len(verdicts)
+        passing = {*PUT_OFF.values(), *map(str, lost)}  # reasons that another run may not meet
+        is_unsure = 2 * sum(why in passing for _, _, why in verdicts) > len(verdicts)
         is_silent = is_unsure and len(lost) > self.answers.count("failing")
-        if is_silent or lost and lost[-6:] == self.answers[-6:] and not is_wrong:
+        has_gone = bool(lost) and lost[-6:] == self.answers[-6:]  # none of the last six requests was answered
+        if is_silent or has_gone and not is_wrong:
             raise lost[-1]
         if is_unsure or set(self.answers) == {"failing"}:
             raise Unavailable("%s answers little but 410, 429 and 5xx; try again later" % self.client.endpoint)
