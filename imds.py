@@ -6427,19 +6427,22 @@ class _Watch:
         return self.name
 
     def show(self, document: "Mapping[str, Any]") -> None:
+        incarnation = document["DocumentIncarnation"]
         events = {event["EventId"].upper(): event for event in document["Events"]}
         if self.live:
             sys.stdout.write("\r\x1b[K")
-        if self.incarnation is None and not events and not self.options.json:
-            say("imds: no scheduled events yet")
-        if self.options.json and (document["DocumentIncarnation"], events) != (self.incarnation, self.known):
-            _print(format_json(document))
-        self.incarnation = document["DocumentIncarnation"]
-        for event_id in list(events) + [gone for gone in self.known if gone not in events]:
-            event = events.get(event_id) or dict(self.known[event_id], EventStatus="Gone", NotBefore="")
-            if event != self.known.get(event_id) and not self.options.json:
-                _print(_fitting(_event_line(event, self.client), self.live))
-        self.known = events
+        if self.options.json:
+            if (incarnation, events) != (self.incarnation, self.known):
+                _print(format_json(document))
+        else:
+            if self.incarnation is None and not events:
+                say("imds: no scheduled events yet")
+            gone = {event_id: dict(event, EventStatus="Gone", NotBefore="")
+                    for event_id, event in self.known.items() if event_id not in events}
+            for event_id, event in {**events, **gone}.items():
+                if event != self.known.get(event_id):
+                    _print(_fitting(_event_line(event, self.client), self.live))
+        self.incarnation, self.known = incarnation, events
 
     def count_down(self) -> None:
         coming = [event for event in self.known.values() if event["NotBefore"]]
