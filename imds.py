@@ -5199,7 +5199,7 @@ def _is_coded(response: "Any") -> bool:
 
 
 def _error_in(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
-    """The Error that a reply to a request with this body means, or None. After an Unavailable one asks again."""
+    """The Error that a reply means, or None; an Unavailable if it is worth another try. ``body``: of the request."""
     status = reply.status
     if status == 200 or status == 204 and body is not None:
         return None
@@ -5210,17 +5210,20 @@ def _error_in(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
     if is_foreign or not 400 <= status < 500:
         what = ODD_ANSWERS.get(status, ODD_ANSWERS.get(status // 100))
         return _not_imds(reply, what or "a status that the service never has")
-    advice = status == 404 and _since_when(reply.url) or ADVICE.get(status, "check the request")
-    return _failure(NotFound if status == 404 else Refused, reply, advice)
+    advice = ADVICE.get(status, "check the request")
+    if status == 404:
+        return _failure(NotFound, reply, _since_when(reply.url) or advice)
+    return _failure(Refused, reply, advice)
 
 
 def _since_when(url: str) -> str:
-    """Since when there is what was asked for at a version before it, or ""."""
+    """If what a URL asks for came with a later api-version than the one it names: with which; or else ""."""
     asked = parse_target(url)
     first = asked.row.since
     if asked.rest:  # below other endpoints there is nothing
         first = since("/".join(asked.rest)) if asked.endpoint == "instance" else None
-    return "it is there since api-version " + first if first and asked.query.get("api-version", first) < first else ""
+    is_early = first and asked.query.get("api-version", first) < first
+    return "it is there since api-version %s" % first if is_early else ""
 
 
 def _says_invalid_version(reply: "Reply") -> bool:
