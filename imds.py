@@ -4738,9 +4738,9 @@ class Client:
         return min(token.end - self._timer(), token.end_by_clock - self._clock())
 
     def _is_good(self, shared: "_Shared", call: "_Call") -> bool:
-        """Whether the token that is kept is not to be renewed now. What another thread got since this call began is
-        taken as if this one had asked."""
-        was_just_asked = shared.asked > min(call.begun, self._timer() - RENEWAL_PAUSE)
+        """Whether the token that is kept need not be renewed now: it lasts for a while, or it lasts at all and was just
+        asked for, by whatever thread."""
+        was_just_asked = shared.asked > call.begun or self._timer() - shared.asked < RENEWAL_PAUSE
         return self._left(shared.token) > (0 if was_just_asked else TOKEN_RENEWED)
 
     def _renew(self, shared: "_Shared", target: str, call: "_Call") -> None:
