@@ -4436,11 +4436,12 @@ class Reply(collections.namedtuple("Reply", "status headers data url")):
 
     @property
     def retry_after(self) -> int:
-        """Retry-After in seconds, or 0."""
+        """Retry-After in seconds, from now or from the Date of the answer; 0 if there is none that can be read."""
         said = self.headers.get("retry-after", "").strip()
         if said.isdecimal():
             return int(said[:9])
-        return max(0, int((self.time_in("retry-after") or 0) - (self.time_in("date") or time.time()) + 0.999))
+        then, now = self.time_in("retry-after"), self.time_in("date") or time.time()
+        return 0 if then is None else max(0, int(then - now + 0.999))
 
     @property
     def text(self) -> str:
