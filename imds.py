@@ -4823,10 +4823,11 @@ class Client:
                 node = _content(self._ask_newest("/metadata/" + path, call if self.deadline else self._call()))
             except (NotFound, Refused):
                 continue  # this service, or this VM, has none
+            is_object = isinstance(node, dict)
             if part == "identity":  # no more than that, not even in the frames of an error
                 tenant = as_object(node).get("tenantId")
-                node = {"tenantId": tenant if isinstance(tenant, str) else ""} if isinstance(node, dict) else None
-            if not isinstance(node, dict):
+                node = {"tenantId": tenant if isinstance(tenant, str) else ""}
+            if not is_object:
                 url = self.endpoint + "/metadata/" + path
                 raise NotIMDS("%s answered with JSON of another shape: what answers is not IMDS" % url, url=url)
             vm[part] = node
