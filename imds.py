@@ -5481,12 +5481,13 @@ def judge(check_row: "Check", reply: "Reply") -> str:
 
 def _check_refusal(check_row: "Check", reply: "Reply") -> None:
     expected, names = check_row.expected, parse_target(check_row.target).names
-    text = DIALECTS.get("".join(names[1:2]), {}).get(expected, REFUSALS[expected].body).replace("$verb", check_row.verb)
+    dialect = DIALECTS.get(names[1], {}) if len(names) > 1 else {}
+    text = dialect.get(expected, REFUSALS[expected].body).replace("$verb", check_row.verb)
     if "$newest" in text:
         offered = list_in(reply.data, "newest-versions")[:3]
         newest_first = sorted(filter(_is_date, offered), reverse=True) or ["VERSION"]
         text = text.replace("$newest", format_json(newest_first))
-        if parsed_or_none(reply.data) == json.loads(text):  # its blanks are not known
+        if parsed_or_none(reply.data) == json.loads(text):  # which blanks the service sends is not known
             text = reply.text
     if check_row.verb != "HEAD":
         _check_words([text], reply)
@@ -5705,14 +5706,14 @@ def verify(ask: "Callable[..., Tuple[int, Mapping[str, str], bytes]]") -> "Itera
         listed = list_in(ask("GET", "/metadata/versions", SENT["true"])[2], "apiVersions")
     except Error as error:  # perhaps only this can't be asked
         problem = error
-    offered = named = [each for each in VERSIONS if each in listed]
+    offered = [each for each in VERSIONS if each in listed]
     if not offered:  # without that list, a request without a version is refused with the newest ones
         try:
             listed = list_in(ask("GET", "/metadata/instance", SENT["true"])[2], "newest-versions")
         except Error:
             if problem:
                 raise
-        named = [each for each in VERSIONS if each in listed]
+    named = [each for each in VERSIONS if each in listed]
     newest = max(named or [NEWEST])
     words = {"VERSION": newest, "OLDEST": min([each for each in named if each != PREVIEW] or [FIRST_GA]),
              "TOKENS": newest if offered and TOKEN_VERSION not in offered else TOKEN_VERSION}
