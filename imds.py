@@ -4660,13 +4660,14 @@ class Client:
     def poll_events(self, *, interval: float = 1) -> "Iterator[Dict[str, Any]]":
         """As ``watch_events``, but yield the list after every request, changed or not; while the service fails, the
         last list again."""
+        path = "/metadata/scheduledevents"
         failing: "Optional[float]" = None  # ``timer`` when the first look that failed began
-        gone: "Optional[float]" = None  # ``timer`` when the service last answered 410 since then
+        moved: "Optional[float]" = None  # ``timer`` when the service last answered 410 since then
         last: "Optional[Dict[str, Any]]" = None
-        said: "set[str]" = set()
+        said: "set[str]" = set()  # the kinds of failures since the last list without one
         while True:
             begun, wait = self._timer(), max(interval, 1 / RATE_LIMIT)
-            least = NOBODY if self.timeout or self.deadline else self._patience("/metadata/scheduledevents").answer
+            least = NOBODY if self.timeout or self.deadline else self._patience(path).answer
             call = _Call(begun if failing is None else failing, MAX_DEAF, begun + least)
             try:
                 document, odd, lost = self._events(call)
@@ -4675,11 +4676,11 @@ class Client:
                     kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
                             and ("" in lost or event["EventId"].upper() in lost)]
                     document["Events"] += kept[:MAX_EVENTS]
-                last, failing, gone = document, None, None
+                last, failing, moved = document, None, None
             except Error as error:
                 failing, odd = call.begun, error
-                gone = gone if call.gone is None else call.gone
-                left = failing + self.time_for("/metadata/scheduledevents", failing, gone, error) - self._timer()
+                moved = moved if call.moved is None else call.moved
+                left = failing + self.time_for(path, failing, moved, error) - self._timer()
                 if left <= 0:
                     raise
                 wait = max(wait, min(error.retry_after, left, MAX_DEAF))
@@ -4914,7 +4915,7 @@ class Client:
         silences = 0  # tries since then that brought no answer in time
         nobody: "Optional[float]" = None  # ``timer`` since when nobody listens
         while True:
-            begun, total = self._timer(), row.total if call.gone is None else row.gone
+            begun, total = self._timer(), row.total if call.moved is None else row.gone
             try:
                 reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.until), self._timer))
                 failure = _error_in(reply, body)
@@ -4929,13 +4930,13 @@ class Client:
             if isinstance(failure, Unavailable):
                 told, silences, nobody = failure, 0, None
                 call.interrupted |= (failure.status or 0) >= 500
-                call.gone = self._timer() if failure.status == 410 else call.gone
-                total = self.time_for(target, call.begun, call.gone, failure)
+                call.moved = self._timer() if failure.status == 410 else call.moved
+                total = self.time_for(target, call.begun, call.moved, failure)
             elif not isinstance(failure, Unreachable):
                 raise failure
             elif failure.what == "nobody listens":
                 nobody = begun if nobody is None else nobody
-                if call.gone is None and self.deadline is None:
+                if call.moved is None and self.deadline is None:
                     total = min(total, nobody - call.begun + NOBODY)
             else:
                 call.interrupted, nobody = True, None
@@ -4945,7 +4946,7 @@ class Client:
             # Whether there is time and sense for another.
             left = call.begun + total - min(0.5, total / 10) - self._timer()  # until the last try, which takes time
             is_late = left < 0.001 or failure.retry_after > min(left, call.longest)
-            is_deaf = silences > 1 and call.gone is None
+            is_deaf = silences > 1 and call.moved is None
             may_be_heard = once and call.interrupted
             if is_late or is_deaf or may_be_heard:
                 raise why
@@ -4975,7 +4976,7 @@ class _Call:
         self.begun = begun
         self.longest = longest  # seconds of a pause that the service asks for; if it wants more, the call fails
         self.until = until  # a try may take until then, though its row of PATIENCE ends before
-        self.gone: "Optional[float]" = None  # when the service last answered 410
+        self.moved: "Optional[float]" = None  # when the service last answered 410
         self.interrupted = False  # a try got no answer, or a 5xx, and may have done something all the same
 
 
