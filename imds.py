@@ -4608,7 +4608,7 @@ class Client:
         self.ahead = (reply.time_in("date") or self._clock()) - self._clock()
         if len(listed) > MAX_EVENTS:
             raise _not_imds(reply, "more than %d events" % MAX_EVENTS)
-        why, lost = "", set()  # type: str, set[str]
+        why, unread = "", set()  # type: str, set[str]
         for event in listed:
             try:
                 check_event(event)
@@ -4618,10 +4618,10 @@ class Client:
                 events.append(event)
             except ValueError as error:
                 why = why or str(error)
-                lost.add(str(as_object(event).get("EventId") or "").upper())
+                unread.add(str(as_object(event).get("EventId") or "").upper())
         self._listed_events = True
         odd = _not_imds(reply, "an event that can't be read (%s)" % why) if why else None
-        return dict(document, Events=events), odd, lost
+        return dict(document, Events=events), odd, unread
 
     def approve(self, *event_ids: str) -> None:
         """Approve events: they start now, for all their Resources. Raises Refused for an unknown EventId."""
@@ -4631,10 +4631,10 @@ class Client:
             reply = self._ask_newest("/metadata/scheduledevents", call, body)
         except Refused as refusal:
             if call.interrupted:  # an earlier try may have been accepted, and only its answer lost
-                document, _, lost = self._events(call)
-                waiting = lost.union(event["EventId"].upper() for event in document["Events"]
+                document, _, unread = self._events(call)
+                waiting = unread.union(event["EventId"].upper() for event in document["Events"]
                                      if event["EventStatus"] == "Scheduled")
-                if "" not in lost and waiting.isdisjoint(each.upper() for each in event_ids):
+                if "" not in unread and waiting.isdisjoint(each.upper() for each in event_ids):
                     return
             advice = "; is there such an event as %s (still)? The list of events says" % ", ".join(event_ids)
             raise Refused("%s%s" % (refusal, advice if refusal.status == 400 else ""),
@@ -4670,11 +4670,12 @@ class Client:
             least = NOBODY if self.timeout or self.deadline else self._patience(path).answer
             call = _Call(begun if failing is None else failing, MAX_DEAF, begun + least)
             try:
-                document, odd, lost = self._events(call)
-                if last and lost:  # an event that can't be read now is not gone
-                    listed = {event["EventId"].upper() for event in document["Events"]}
-                    kept = [event for event in last["Events"] if event["EventId"].upper() not in listed
-                            and ("" in lost or event["EventId"].upper() in lost)]
+                document, odd, unread = self._events(call)
+                if last and unread:  # an event that can't be read now is not gone
+                    if "" in unread:  # it may be any of them
+                        unread.update(event["EventId"].upper() for event in last["Events"])
+                    unread.difference_update(event["EventId"].upper() for event in document["Events"])
+                    kept = [event for event in last["Events"] if event["EventId"].upper() in unread]
                     document["Events"] += kept[:MAX_EVENTS]
                 last, failing, moved = document, None, None
             except Error as error:
