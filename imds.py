@@ -4857,19 +4857,20 @@ class Client:
         return document
 
     def _ask_newest(self, target: str, call: "_Call", body: "Optional[bytes]" = None) -> "Reply":
-        """Ask; if a target needs an api-version and has none, at ``self.api_version``, or else at the newest that both
-        sides know; where that is not the newest of all, for a minute. Scheduled events have versions of their own, and
-        a service that is too old for one answers 404 and offers none: then, unless it has known that version, it is
-        asked at EVENTS_GA."""
+        """Ask; if a target needs an api-version and has none, at ``self.api_version``, or else at the newest, and where
+        the service refuses that, at what it offers, which is then kept for a minute. Scheduled events have versions of
+        their own, and a service too old for one answers 404 and offers none: then EVENTS_GA is next, unless it has
+        taken the newest before."""
         path, _, query = target.partition("?")
         endpoint, row = parse_target(path)[1:3]
         if endpoint is None or row.since is None or "api-version=" in query:
             return self._ask(target, call)
         of_events = endpoint == "scheduledevents"
-        fixed, tried = None if of_events else self.api_version, []  # type: Optional[str], List[str]
+        fixed = None if of_events else self.api_version
         newest = fixed or (EVENTS_NEWEST if of_events else NEWEST)
         taken, until = self._negotiated.get(endpoint, ("", 0))
         version = taken if not fixed and self._timer() < until else newest
+        tried: "List[str]" = []
         while True:
             tried.append(version)
             try:
@@ -4916,7 +4917,8 @@ class Client:
         silences = 0  # tries since then that brought no answer in time
         nobody: "Optional[float]" = None  # ``timer`` since when nobody listens
         while True:
-            begun, total = self._timer(), row.total if call.moved is None else row.gone
+            begun = self._timer()
+            total = row.total if call.moved is None else row.gone  # seconds from call.begun for all tries
             try:
                 reply = _transport()(url, body, _Limit(row, max(call.begun + total, call.until), self._timer))
                 failure = _error_in(reply, body)
