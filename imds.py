@@ -5315,11 +5315,12 @@ def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
 
 
 def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
-    said = "something that is not shown here" if reply.body is None else " ".join(reply.body[:300].split())
-    if reply.body is None and b'"invalid_resource"' in reply.data:
+    body, said = reply.body, "something that is not shown here"
+    if body is not None:
+        said = " ".join(body[:300].split()) or "nothing more"
+    elif b'"invalid_resource"' in reply.data:
         said, advice = "invalid_resource", "is the resource right, like https://vault.azure.net?"
-    error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said or "nothing more", advice),
-                 reply.status, reply.body, reply.url)
+    error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said, advice), reply.status, body, reply.url)
     error.offered, error.retry_after = _offered(reply), reply.retry_after
     return error
 
