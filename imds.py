@@ -5193,15 +5193,16 @@ def _addresses(host: str, port: int, most: float) -> "List[str]":
 
 
 def _is_coded(response: "Any") -> bool:
-    """Whether a body can't be what it says: in an encoding, or in a frame that http.client does not see as such."""
+    """Whether a body is encoded, or its headers let http.client and another reader see different bodies."""
     headers, names = response.headers, "\n".join(response.headers).lower()
     if headers.defects or " " in names or "\t" in names:
         return True
-    if "-encoding" not in names and names.count("content-length") < 2:
+    if "-encoding" not in names and names.count("content-length") < 2:  # as nearly always
         return "content-length" in names and response.length is None  # it is no number
-    return (len(set(headers.get_all("content-length", []))) > 1
-            or not {each.strip().lower() for each in headers.get_all("content-encoding", [])} <= {"identity", ""}
-            or [each.lower() for each in headers.get_all("transfer-encoding", [])] not in ([], ["chunked"]))
+    lengths = set(headers.get_all("content-length", []))
+    encodings = {each.strip().lower() for each in headers.get_all("content-encoding", [])}
+    framings = [each.lower() for each in headers.get_all("transfer-encoding", [])]
+    return len(lengths) > 1 or not encodings <= {"identity", ""} or framings not in ([], ["chunked"])
 
 
 def _error_in(reply: "Reply", body: "Optional[bytes]") -> "Optional[Error]":
