@@ -4639,8 +4639,7 @@ class Client:
             advice = "; is there such an event as %s (still)? The list of events says" % ", ".join(event_ids)
             raise Refused("%s%s" % (refusal, advice if refusal.status == 400 else ""),
                           refusal.status, refusal.body, refusal.url) from None
-        text = reply.data.strip()
-        answer = parsed_or_none(text) if text else {}
+        answer = parsed_or_none(reply.data.strip() or b"{}")
         if isinstance(answer, dict) and {"error", "errors"}.intersection(map(str.lower, answer)):
             raise _failure(Refused, reply, "the approval was not taken")
         if not isinstance(answer, dict) or _is_foreign(reply):
@@ -4960,11 +4959,10 @@ class Client:
             pause = min(pause * 2, 8)
 
     def _unreachable(self, url: str, problem: "Any") -> "Unreachable":
-        what = "nobody listens"
+        broke_off = isinstance(problem, ConnectionError) and not isinstance(problem, ConnectionRefusedError)
+        what = "somebody breaks off" if broke_off else "nobody listens"
         if isinstance(problem, _Silence):
             what = "silence"
-        elif isinstance(problem, ConnectionError) and not isinstance(problem, ConnectionRefusedError):
-            what = "somebody breaks off"
         led = "AZURE_IMDS_ENDPOINT leads there; " if self._is_led else ""
         why = problem.strerror or str(problem) or type(problem).__name__
         error = Unreachable(UNREACHABLE[what] % {"url": url, "why": why, "led": led}, url=url)
@@ -5778,10 +5776,8 @@ class Asker:
             self.client.deadline = self.client.deadline or 10  # who is silent once need not be waited for so long again
             raise
         is_agent = reply.status == 403 and not reply.data and verb != "HEAD"  # of the guest proxy: lets nobody through
-        if reply.status in PASSING:
-            self.answers.append("failing")
-        else:
-            self.answers.append("imds" if is_agent or is_like_imds(reply.data) else "other")
+        who = "imds" if is_agent or is_like_imds(reply.data) else "other"
+        self.answers.append("failing" if reply.status in PASSING else who)
         return reply[:3]
 
     def judge_all(self, verdicts: "List[Tuple[Check, str, str]]", strict: bool) -> bool:
@@ -5937,8 +5933,8 @@ class Doctor:
         if not routes:
             return "none", "nothing leads to %s; add a route over the first interface" % self._host
         best = max(routes, key=lambda words: bin(int(words[7], 16)).count("1"))
-        return "over %s%s" % (best[0], "" if int(best[2], 16) == 0 else ", by a gateway"), (
-            "it has to be the primary interface of the VM")
+        gateway = ", by a gateway" if int(best[2], 16) else ""
+        return "over " + best[0] + gateway, "it has to be the primary interface of the VM"
 
     def _answers(self) -> "Tuple[str, int]":
         where, begun = self.client.endpoint, self.client._timer()
