@@ -5313,10 +5313,15 @@ def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
                    reply.status, reply.body, reply.url)
 
 
+def _without_tokens(text: str) -> str:
+    """``text`` with each JWT masked, for another server may put one anywhere."""
+    return re.sub(r"eyJ[\w-]{10}[\w.-]*", "(masked)", text)
+
+
 def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
     body, said = reply.body, "something that is not shown here"
     if body is not None:
-        said = " ".join(body[:300].split()) or "nothing more"
+        said = _without_tokens(" ".join(body[:300].split())) or "nothing more"
     elif b'"invalid_resource"' in reply.data:
         said, advice = "invalid_resource", "is the resource right, like https://vault.azure.net?"
     error = kind("%s answered %d, %s; %s" % (reply.url, reply.status, said, advice), reply.status, body, reply.url)
@@ -5477,7 +5482,7 @@ def judge(check_row: "Check", reply: "Reply") -> str:
             raise ValueError("status %d, not %s" % (reply.status, " or ".join(map(str, shape))))
         shape[reply.status](reply)
     except ValueError as error:
-        return re.sub(r"eyJ[\w-]{10}[\w.-]*", "(masked)", str(error))
+        return _without_tokens(str(error))
     return ""
 
 

@@ -1346,6 +1346,12 @@ class Secrets(unittest.TestCase):
             errors += [error.__context__, error.__cause__]
         self.assertGreater(len(seen), 0)
 
+    def test_a_token_at_another_path(self):
+        for status in (400, 404, 418, 500):
+            with Script(reply(status, b"so: eyJhbGciOiJSUzI1NiJ9.eyJ0ZXN0.AbC-_0 it is")) as server:
+                error = error_of(Patient().client(server.url, deadline=2).get, "network")
+            self.assertIn("so: (masked) it is", str(error))
+
     def test_errors(self):
         for at, answer in enumerate(self.answers()):
             for call in (lambda client: client.token(RESOURCE), lambda client: client.token_answer(RESOURCE, client_id="x"),
