@@ -4414,6 +4414,7 @@ UNREACHABLE = {  # why no answer came: what an error says
                       + DEFAULT_ENDPOINT + ", elsewhere start an emulator with 'python3 -m imds serve'",
 }
 ADDRESS = r"[\d.]+\Z|.*:"  # of a host that is no name
+JWT = r"eyJ[\w-]{10}[\w.-]*"
 ENDPOINT_FORM = r"http://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?\Z"
 
 
@@ -5315,7 +5316,7 @@ def _not_imds(reply: "Reply", what: str) -> "NotIMDS":
 
 def _without_tokens(text: str) -> str:
     """``text`` with each JWT masked, for another server may put one anywhere."""
-    return re.sub(r"eyJ[\w-]{10}[\w.-]*", "(masked)", text)
+    return re.sub(JWT, "(masked)", text)
 
 
 def _failure(kind: "Type[Error]", reply: "Reply", advice: str) -> "Error":
@@ -5512,7 +5513,7 @@ def _check_words(texts: "Sequence[str]", reply: "Reply") -> None:
 
 def _part_of(text: "Optional[str]", start: int = 0) -> str:
     """A part of a body for a message, but nothing of a token."""
-    if text is None or re.search(r"(?i)access_?token|eyJ[\w-]{10}", text):
+    if text is None or re.search("(?i)access_?token|" + JWT, text):
         return "that may hold a token"
     return repr(("..." if start else "") + text[start:start + 200])
 
