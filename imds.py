@@ -3305,10 +3305,11 @@ def _old(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
     offered = {PREVIEW}  # it has a rule of its own; and what the service said to be its newest
     for each in journal:
         asked, version = each.asked, each.asked.query.get("api-version", "")
-        good = offered.union(CURRENT_VERSIONS.get("".join(asked.names[1:2]), ()))
-        three_years_ago = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
-        if _is_meant(each) and re.match(DATE, version) and version < three_years_ago and version not in good:
-            yield each
+        if _is_meant(each) and re.match(DATE, version):
+            good = offered.union(CURRENT_VERSIONS.get("".join(asked.names[1:2]), ()))
+            three_years_ago = time.strftime("%Y-%m-%d", time.gmtime(max(0, each.time - 3 * 365 * 86400)))
+            if version not in good and version < three_years_ago:
+                yield each
         if each.rule == "version-unknown-2018":
             offered.add(CLOUDS["AzurePublicCloud"].versions_in_2018[-1])
         elif asked.endpoint == "versions" or each.rule and each.rule.startswith("version"):
