@@ -4635,7 +4635,7 @@ class Client:
             if call.interrupted:  # an earlier try may have been accepted, and only its answer lost
                 document, _, unread = self._events(call)
                 waiting = unread.union(event["EventId"].upper() for event in document["Events"]
-                                     if event["EventStatus"] == "Scheduled")
+                                       if event["EventStatus"] == "Scheduled")
                 if "" not in unread and waiting.isdisjoint(each.upper() for each in event_ids):
                     return
             advice = "; is there such an event as %s (still)? The list of events says" % ", ".join(event_ids)
