@@ -7045,6 +7045,7 @@ class _Signals:
     def _interrupt(self, *_: object) -> None:
         came, self.came = self.came, True
         if not self.held and not came:  # a second one would interrupt what the first began
+            sys.unraisablehook = lambda _: None  # an object that is left half made may complain when it is closed
             raise KeyboardInterrupt
 
     def ignore(self) -> None:
