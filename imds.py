@@ -2078,14 +2078,7 @@ class Service:
         self.instance = make_vm(profile or "linux") if instance is None else complete(parts["instance"], is_plain=True)
         if cloud is not None:
             self.instance["compute"]["azEnvironment"] = known(cloud, CLOUDS, "cloud")
-        self.versions = list(self._cloud().versions_in_2018 if self.in_2018 else VERSIONS)  # that are offered
-        self._answered = self.versions + ([PREVIEW] if self.in_2018 else list(UNLISTED_VERSIONS))
-        if versions is not None:
-            self.versions = self._answered = sorted({known(each, self._answered, "api-version") for each in versions})
-        if not self.versions:
-            raise ValueError("versions must name at least one api-version")
-        newest = self._cloud().versions_in_2018[-1] if self.in_2018 else EVENTS_NEWEST
-        self._event_versions = [each for each in EVENT_VERSIONS if each <= newest]
+        self._choose_versions(versions)
         if rate_limit is None:
             rate_limit = RATE_LIMIT if self.in_2018 else 0
         if not 0 <= rate_limit < 1e9:
@@ -2104,6 +2097,19 @@ class Service:
         self.set_load_balancer(parts["loadbalancer"] if parts["loadbalancer"] is not None else load_balancer)
         self.count, self._id_form = 0, "%08x-0000-4000-8000-%%012x" % int(now)
         self.set_identities(identity.get("identities", ["system"]) if identities is None else identities)
+
+    def _choose_versions(self, versions: "Optional[Iterable[str]]") -> None:
+        """Set which versions are offered, are answered, and are those of scheduled events."""
+        self.versions, unlisted, newest_events = list(VERSIONS), list(UNLISTED_VERSIONS), EVENTS_NEWEST
+        if self.in_2018:
+            self.versions = list(self._cloud().versions_in_2018)
+            unlisted, newest_events = [PREVIEW], self.versions[-1]
+        self._answered = self.versions + unlisted
+        if versions is not None:
+            self.versions = self._answered = sorted({known(each, self._answered, "api-version") for each in versions})
+        if not self.versions:
+            raise ValueError("versions must name at least one api-version")
+        self._event_versions = [each for each in EVENT_VERSIONS if each <= newest_events]
 
     # --- what may change
 
