@@ -5645,6 +5645,9 @@ def _check_versions(reply: "Reply") -> None:
         raise ValueError("not a list of dates, in order")
 
 
+NOT_BEFORE = {"Scheduled": r"(\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT)?", "Started": ""}  # by EventStatus
+
+
 def _check_event_list(reply: "Reply") -> None:
     document = _checked_object({"DocumentIncarnation": "", "Events": ""}, reply)
     version = parse_target(reply.url).query["api-version"]
@@ -5652,7 +5655,9 @@ def _check_event_list(reply: "Reply") -> None:
     for event in check(document["Events"], list, "Events"):
         check_event(event)
         _check_names(event, [name for name, field in EVENT_FIELDS.items() if field.since <= version], " in an event")
-        known(event["EventStatus"], ("Scheduled", "Started"), "EventStatus")
+        form = NOT_BEFORE[known(event["EventStatus"], NOT_BEFORE, "EventStatus")]
+        if not re.match(form + r"\Z", event["NotBefore"]):
+            raise ValueError("NotBefore is %r, not like %r" % (event["NotBefore"], form))
         known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
 
 

@@ -362,12 +362,14 @@ class Checks(unittest.TestCase):
 
     def test_each_event_is_looked_at(self):
         of = service({"instance": {}, "scheduledevents": {"DocumentIncarnation": 1, "Events": [
-            {"EventId": "a", "EventType": "Reboot", "Resources": ["web_1"], "NotBefore": "2026-02-07T12:00:00Z"}]}})
+            {"EventId": "a", "EventType": "Reboot", "Resources": ["web_1"], "NotBefore": "Sat, 07 Feb 2026 12:00:00 GMT"}]}})
         self.assertEqual(verdicts(asker(of))["events at 2020-07-01"], ("holds", ""))
         for old, new in ((b'"EventSource":"[^"]*",', b""), (b'"DurationInSeconds":[-0-9]+', b'"DurationInSeconds":"x"'),
                          (b'"EventStatus":"Scheduled"', b'"EventStatus":"Completed"'),
                          (b'"ResourceType":"VirtualMachine"', b'"ResourceType":"Toaster"'),
-                         (br'"Resources":\[[^]]*\]', b'"Resources":"a"'), (b'"NotBefore":"[^"]*"', b'"NotBefore":"soon"')):
+                         (br'"Resources":\[[^]]*\]', b'"Resources":"a"'), (b'"NotBefore":"[^"]*"', b'"NotBefore":"soon"'),
+                         (b'"NotBefore":"[^"]*"', b'"NotBefore":"2026-02-07T12:00:00Z"'),  # as Azure's own mock has it
+                         (b'"EventStatus":"Scheduled"', b'"EventStatus":"Started"')):
             def change(verb, target, headers, answer, old=old, new=new):
                 return answer[:2] + (re.sub(old, new, answer[2]),) if "scheduledevents" in target else answer
 
