@@ -83,7 +83,7 @@ __all__ = [
 # one row.
 VERSIONS = {
     "2017-03-01": "network{interface[{ipv4{subnet[{dnsservers[{ipaddress:address}]}]}}]}",
-    "2017-04-02": "compute{location:region name:name offer:image osType:word platformFaultDomain:word"
+    "2017-04-02": "compute{location:region name:vm offer:image osType:word platformFaultDomain:word"
                   " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
                   " network{interface[{ipv4{ipAddress[{privateIpAddress:address publicIpAddress:address}]"
                   " subnet[{address:address prefix:word}]}"
@@ -99,11 +99,11 @@ VERSIONS = {
     "2019-04-30": "",
     "2019-06-01": "compute{storageProfile{"
                   "dataDisks[{caching:word createOption:word diskSizeGB:count image{uri:url} lun:word"
-                  " managedDisk{id:id storageAccountType:word} name:name vhd{uri:url}"
+                  " managedDisk{id:id storageAccountType:word} name:vm vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}]"
                   " imageReference{id:id offer:image publisher:image sku:image version:version}"
                   " osDisk{caching:word createOption:word diskSizeGB:count encryptionSettings{enabled:word=false}"
-                  " image{uri:url} managedDisk{id:id storageAccountType:word} name:name osType:word vhd{uri:url}"
+                  " image{uri:url} managedDisk{id:id storageAccountType:word} name:vm osType:word vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}}}",
     "2019-06-04": "compute{tagsList[{name:tag value:value}]}",
     "2019-08-01": "compute{storageProfile{osDisk{diffDiskSettings{option:word}}}}",
@@ -111,7 +111,7 @@ VERSIONS = {
     "2019-11-01": "",
     "2020-06-01": "compute{isHostCompatibilityLayerVm:word=false"
                   " securityProfile{secureBootEnabled:word=false virtualTpmEnabled:word=false}}",
-    "2020-07-15": "compute{osProfile{adminUsername:name computerName:name}}",
+    "2020-07-15": "compute{osProfile{adminUsername:name computerName:vm}}",
     "2020-09-01": "compute{licenseType:word}",
     "2020-10-01": "compute{osProfile{disablePasswordAuthentication:word}}",
     "2020-12-01": "compute{evictionPolicy:word priority:word}",
@@ -192,7 +192,7 @@ EVENT_FIELDS = {
     "EventStatus": EventField("2017-03-01", str, "Scheduled", "word", "STATUS"),
     "EventType": EventField("2017-03-01", str, "", "word", "TYPE"),
     "ResourceType": EventField("2017-03-01", str, "VirtualMachine", "word", None),
-    "Resources": EventField("2017-03-01", list, (), "name", "RESOURCES"),  # of strings
+    "Resources": EventField("2017-03-01", list, (), "vm", "RESOURCES"),  # of strings
     "NotBefore": EventField("2017-03-01", str, "", "time", "NOT_BEFORE"),
     "Description": EventField("2019-04-01", str, "", "description", "DESCRIPTION"),
     "EventSource": EventField("2019-08-01", str, "Platform", "word", "SOURCE"),
@@ -1330,6 +1330,8 @@ VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
 DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}"
              r"|(?:_lun_[0-9]{1,2})?_[0-9]{1,3}(?=_))(?:_([0-9a-f]{32}))?\Z")
+IN_SET = r"(?ai)(SET_)?SET(?:(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})|_([0-9a-f]{8}))\Z"  # the last in a flexible scale set
+PRIVATE_PREFIXES = {0xFC: "fd00", 0xFD: "fd00", 0xFE: "fe80"}  # of IPv6 addresses, by the first byte
 PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
 
@@ -1356,6 +1358,12 @@ class _Redactor:
         self._published = _published(compute)
         scale_set = compute.get("vmScaleSetName")
         self._set = scale_set if isinstance(scale_set, str) else ""
+        self._tags: "Dict[str, List[Tuple[str, str, str]]]" = {}  # the text of the tags in tagsList -> name, ":", value
+        try:
+            tags = [(tag["name"], ":", tag["value"]) for tag in compute["tagsList"]]
+            self._tags[";".join(map("".join, tags))] = tags
+        except (KeyError, TypeError):  # a user's own
+            pass
         self._place(parts.get("instance"), everything())  # first, for address() needs it
         self._prefixes = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
@@ -1409,7 +1417,8 @@ class _Redactor:
         return self.number("tag", value.lower())
 
     def tags(self, value: str) -> str:
-        pairs = [pair.partition(":") for pair in value.split(";")]
+        """Only tagsList tells where each begins: a value may have a semicolon in it, and a name a colon."""
+        pairs = self._tags.get(value) or [pair.partition(":") for pair in value.split(";")]
         return ";".join((tag and self.tag(tag)) + colon + (value and self.value(value)) for tag, colon, value in pairs)
 
     def image(self, value: str) -> str:
@@ -1429,26 +1438,29 @@ class _Redactor:
         return value if re.match(VM_SIZE, value) else self.value(value)
 
     def name(self, value: str) -> str:
-        """Keep the case of a GUID; of any other name keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX
-        only "web" and HEX are replaced. After the name of the VM's scale set, numbers may be longer."""
-        disk = re.match(DISK_NAME, value)
-        if not disk:
-            return self._own_name(value)
-        vm, suffix, code = disk.groups("")
-        return self._own_name(vm) + suffix + (code and "_" + self.number("hex", code.lower(), "%032x"))
-
-    def _own_name(self, value: str) -> str:
+        """Keep the case of a GUID."""
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
-        own = re.escape(self._set)
-        in_set = own and re.match(r"(?ai)(%s_)?%s(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})\Z" % (own, own), value)
+        return self.number("name", value.lower() + "/" + value.upper())  # some letters have two lower cases
+
+    def vm(self, value: str) -> str:
+        """The name of a VM or of a disk. Keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX only "web"
+        and HEX are replaced. After the name of the VM's scale set, numbers may be longer."""
+        disk = re.match(DISK_NAME, value)
+        of_vm, suffix, code = disk.groups("") if disk else (value, "", "")
+        return self._own_name(of_vm) + suffix + (code and self.number("hex", code.lower(), "_%032x"))
+
+    def _own_name(self, value: str) -> str:
+        if re.match(GUID, value):
+            return self.name(value)
+        in_set = self._set and re.match(IN_SET.replace("SET", re.escape(self._set)), value)
         if in_set:  # Azure puts the name of the set before those of its disks once more
-            name = self.name(self._set)
-            return (name + "_" if in_set.group(1) else "") + name + in_set.group(2)
+            name, (again, suffix, code) = self.name(self._set), in_set.groups("")
+            return (name + "_" if again else "") + name + suffix + (code and self.number("code", code.lower(), "_%08x"))
         found = re.match(r"(?is)(.+?)(_[0-9]{1,3}|0000[0-9A-Z]{2})\Z", value)
         base, suffix = found.groups() if found and not found.group(1).isdigit() else (value, "")
-        return self.number("name", base.lower() + "/" + base.upper()) + suffix  # some letters have two lower cases
+        return self.name(base) + suffix
 
     guid = name  # either may stand where the other is expected
 
@@ -1463,7 +1475,7 @@ class _Redactor:
                 public = (kind == "providers" and word.lower() in RESOURCE_PROVIDERS
                           or kind == "versions" and re.match(r"(?:latest|[0-9]+(?:\.[0-9]+){1,3})\Z", word)
                           or kind == "virtualmachines" and in_set and re.match(r"[0-9]{1,5}\Z", word))
-                replace = self.region if kind == "locations" else self.name
+                replace = {"locations": self.region, "virtualmachines": self.vm, "disks": self.vm}.get(kind, self.name)
                 words[at] = word if public or not word else replace(word)
                 kind, in_set = "", kind == "virtualmachinescalesets"
             elif word.lower() in RESOURCE_TYPES:
@@ -1484,15 +1496,18 @@ class _Redactor:
         return "/".join(words)
 
     def key(self, value: str) -> str:
-        """An SSH key that nobody has."""
+        """An SSH key that nobody has. Keep its line breaks, which some who read it stumble over."""
         import hashlib
 
-        words = value.split()
-        has_comment = re.match("(ssh|ecdsa|sk)-", value.strip()) and len(value.strip().splitlines()) == 1
-        told = words[:2] if has_comment else words
+        words, (line, *more) = value.split(), re.split(r"([\r\n]+)", value.strip(), maxsplit=1)
+        is_typed = re.match("(ssh|ecdsa|sk)-", line)
+        told = words if more or not is_typed else words[:2]  # of one line it is known that the rest is a comment
         secret = hashlib.sha256(self.number("key", " ".join(told)).encode()).digest()
         blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
-        return "ssh-ed25519 %s redacted" % blob
+        text = "ssh-ed25519 %s redacted" % blob
+        if more and is_typed:  # the portal wraps a key that it has made
+            text = more[0].join(text[at:at + len(line)] for at in range(0, len(text), len(line)))
+        return text + "".join(re.findall(r"[\r\n]+\Z", value))
 
     def data(self, value: str) -> str:
         return base64.b64encode(self.number("data", value, "redacted %d").encode()).decode()
@@ -1544,7 +1559,8 @@ class _Redactor:
         if address.version == 6 and address.ipv4_mapped:
             return "::ffff:" + self.address(str(address.ipv4_mapped))
         if address.version == 6:
-            return self.number("ipv6", str(address), "2001:db8::%x")
+            prefix = PRIVATE_PREFIXES.get(address.packed[0], "2001:db8")
+            return self.number("ipv6", str(address), prefix + "::%x")
         around = (ipaddress.IPv4Network((int(address), prefix), strict=False) for prefix in self._prefixes)
         network = next((each for each in around if each in self._networks), None)
         if network is None:

@@ -665,6 +665,7 @@ class Redact(unittest.TestCase):
             ("compute/location", "contoso-east", "region1"), ("compute/physicalZone", "contoso-east-AZ02", "region1-AZ02"),
             ("compute/physicalZone", "westus-AZ1", "region1"), ("compute/name", "4155000012", "name1"),
             ("compute/name", "8D10DA13-8125-4BA9-A717-BF7490507B3D", "00000000-0000-4000-8000-000000000001"),
+            ("compute/name", "8d10da13-8125-4ba9-a717-bf749000007b", "00000000-0000-4000-8000-000000000001"),
             ("compute/resourceId", "/SharedGalleries/x/Images/y/Versions/4155550123",
              "/SharedGalleries/name1/Images/name2/Versions/name3"),
             ("compute/vmSize", "Standard_M416s_8_v2", "Standard_M416s_8_v2"),
@@ -743,6 +744,58 @@ class Redact(unittest.TestCase):
             compute = {"vmScaleSetName": "aks-1-vmss", "zzz": 0, "osProfile": {"computerName": name}}
             compute = imds.redact({"compute": compute})["instance"]["compute"]
             self.assertEqual((compute["vmScaleSetName"], compute["osProfile"]["computerName"]), ("name1", shown))
+
+    def test_what_azure_appends_is_kept_behind_names_of_vms_and_disks_alone(self):
+        for name, shown in (("web_12", "name1_12"), ("web00000A", "name100000A")):
+            vm = imds.redact({"instance": {"compute": {
+                "name": name, "resourceGroupName": name, "vmScaleSetName": "", "osProfile": {"adminUsername": name, "computerName": name},
+                "resourceId": "/resourceGroups/%s/virtualMachines/%s/disks/%s_OsDisk_1/vaults/%s" % (name, name, name, name)}},
+                "scheduledevents": {"Events": [{"EventId": "e", "Resources": [name]}]},
+                "identity": {"identities": [{"type": "user", "name": name}]}})
+            compute = vm["instance"]["compute"]
+            self.assertEqual([compute["name"], compute["osProfile"]["computerName"], vm["scheduledevents"]["Events"][0]["Resources"][0]],
+                             [shown] * 3)
+            self.assertEqual([compute["resourceGroupName"], compute["osProfile"]["adminUsername"],
+                              vm["identity"]["identities"][0]["name"]], ["name2"] * 3)
+            self.assertEqual(compute["resourceId"], "/resourceGroups/name2/virtualMachines/%s/disks/%s_OsDisk_1/vaults/name2" % (
+                shown, shown))
+            self.assertEqual(imds.redact(vm), vm)
+
+    def test_names_of_a_flexible_scale_set(self):
+        once = imds.redact({"compute": {"vmScaleSetName": "web", "name": "web_1a2b3c4d", "storageProfile": {"osDisk": {
+            "name": "Web_1A2B3C4D_OsDisk_1_" + "ab" * 16}, "dataDisks": [{"name": "web_41555501_disk2"}]}}})
+        compute = once["instance"]["compute"]
+        self.assertEqual([compute["vmScaleSetName"], compute["name"], compute["storageProfile"]["osDisk"]["name"],
+                          compute["storageProfile"]["dataDisks"][0]["name"]],
+                         ["name1", "name1_00000001", "name1_00000001_OsDisk_1_%032x" % 1, "name1_00000002_disk2"])
+        self.assertEqual(imds.redact(once), once)
+
+    def test_tags_go_with_their_list(self):
+        for tags in ([("mail", "a@x.example;b@x.example")], [("a:b", "c"), ("d", "")], [("a", "b;c:d"), ("c", "d")]):
+            compute = {"tags": ";".join(map(":".join, tags)), "tagsList": [{"name": name, "value": value} for name, value in tags]}
+            once = imds.redact({"compute": compute})
+            shown = once["instance"]["compute"]
+            self.assertEqual(shown["tags"], ";".join("%(name)s:%(value)s" % tag for tag in shown["tagsList"]))
+            self.assertEqual(imds.redact(once), once)
+        for odd in (None, 5, [5], [{}], [{"name": 1, "value": 2}], {"name": "a"}, [{"name": "a", "value": "b"}]):
+            self.assertEqual(imds.redact({"compute": {"tags": "a:b;c", "tagsList": odd}})["instance"]["compute"]["tags"],
+                             "tag1:value1;tag2")
+
+    def test_line_breaks_of_keys(self):
+        for text, pattern in (("ssh-rsa AAAA me\n", "[^\r\n]+\n"), ("ssh-rsa AAAA\r\n", "[^\r\n]+\r\n"), ("ssh-rsa AAAA", "[^\r\n]+"),
+                              ("ssh-rsa " + "A" * 56 + "\r\n" + "B" * 64 + "\r\n= made\r\n", "[^\r\n]{64}\r\n[^\r\n]+\r\n")):
+            once = imds.redact({"compute": {"publicKeys": [{"keyData": text}]}})
+            shown = once["instance"]["compute"]["publicKeys"][0]["keyData"]
+            self.assertRegex(shown, r"\A%s\Z" % pattern)
+            self.assertRegex(shown.replace("\r\n", "").strip(), r"\Assh-ed25519 AAAA[A-Za-z0-9+/]{64} redacted\Z")
+            self.assertEqual(imds.redact(once), once)
+
+    def test_private_addresses_stay_private(self):
+        for address, shown in (("fd12:3456::1", "fd00::1"), ("FC00::5", "fd00::1"), ("fe80::7", "fe80::1"), ("[fd00::10]", "[fd00::1]"),
+                               ("2603:1030::4", "2001:db8::1")):
+            once = imds.redact({"network": {"interface": [{"ipv6": {"ipAddress": [{"privateIpAddress": address}]}}]}})
+            self.assertEqual([value for _, value in leaves(once)], [shown])
+            self.assertEqual(imds.redact(once), once)
 
     def test_names_of_a_scale_set_whose_own_ends_in_a_number(self):
         guid = "8d10da13-8125-4ba9-a717-bf7490507b3d"
