@@ -628,8 +628,8 @@ def suggest(document: "Any", path: str) -> "Optional[str]":
     more names in front, or spelled a little differently."""
     paths = list(itertools.islice(walk(document), 2000))  # more would take longer than the request
     wanted = "/".join(filter(None, path.split("/"))).lower()
-    ends = (each for each in paths if ("/" + each.lower()).endswith("/" + wanted))
-    return next(ends, None) or nearest_of(wanted, paths, 0.8)
+    ends = [each for each in paths if ("/" + each.lower()).endswith("/" + wanted)]
+    return min(ends, key=lambda each: each.count("/")) if ends else nearest_of(wanted, paths, 0.8)
 
 
 def walk(node: "Any", path: str = "") -> "Iterator[str]":

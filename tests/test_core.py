@@ -219,6 +219,7 @@ class Paths(unittest.TestCase):
     def test_what_is_not_there(self):
         for path, advice in (
             ("compute/vmid", "'compute/vmId'"), ("Compute", "'compute'"), ("vmId", "'compute/vmId'"),
+            ("name", "'compute/name'"),  # and not that of a disk, or of a plan
             ("compute/vmSise", "'compute/vmSize'"), ("network/interface/1", "'network/interface/0'"),
             ("network/interface/00", "'network/interface/0'"), ("network/interface/-1", "'network/interface/0'"),
             ("compute/vmId/0", "'compute/vmId'"), ("zzzzzzzz", None), ("network/interface/\u0663", "'network/interface/0'"),
