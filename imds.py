@@ -1015,8 +1015,10 @@ def _instance_of(row: "Profile", number: int) -> "Profile":
     """Another instance of the scale set that ``row`` is number 1 of."""
     import ipaddress
 
-    if "Set" not in row.resource or not 0 <= number < 1000:
-        raise ValueError("only instances of the scale set have a number, from 0 to 999, not %r" % number)
+    if "Set" not in row.resource:
+        raise ValueError("only instances of the scale set have a number, and %s is none" % row.name)
+    if not 0 <= number < 1000:
+        raise ValueError("an instance has a number from 0 to 999, not %r" % number)
     step, digits = number - 1, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return row._replace(
         name=row.name[:-1] + str(number),
