@@ -3105,6 +3105,9 @@ class _Playbook:
             fail("the situation %s, alone" % meant if meant else "delay 3s or one of " + " ".join(actions))
         found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
                          r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z", " ".join(rest) or "x1")
+        another = [word for word in rest if word in actions]
+        if another:
+            fail("a comma before " + another[0])
         if not found:
             fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
         often = str(found.lastgroup)

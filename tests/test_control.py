@@ -395,6 +395,9 @@ class Ctl(unittest.TestCase):
                          (0, '["500 x9"]\n'))
         silent = "import os; raise SystemExit('AZURE_IMDS_CONTROL' in os.environ)"
         self.assertEqual(run("exec", "--", sys.executable, "-c", silent)[0], 0)
+        with mock.patch.dict(os.environ, {"AZURE_IMDS_CONTROL": self.vm.url + "/imds"}):  # that of another emulator
+            code, _, errors = run("exec", "--", sys.executable, "-c", script % imds.__file__)
+        self.assertEqual((code, "start the emulator with --control" in errors), (1, True), errors)
 
 
 class Reload(unittest.TestCase):

@@ -161,6 +161,9 @@ class Playbooks(unittest.TestCase):
             ("identity/tokens: 500", "is wrong at 1: where 'identity/tokens' stands there could be identity/oauth2/token"),
             ("500 always, 404", "is wrong at 13: where '404' stands there could be nothing, for always never ends"),
             ("500 p 0.1, 404", "there could be nothing, for p never ends"),
+            ("429 500", "where '429 500' stands there could be a comma before 500"),
+            ("instance: 410, delay 3s 500 for 5s reset", "is wrong at 16: where 'delay 3s 500 for 5s reset' stands there could be a "
+                                                         "comma before reset"),
             ("", "is wrong at 1: where 'nothing' stands there could be " + steps),
             ("500,", "is wrong at 5: where 'nothing' stands there could be " + steps),
             ("501", "is wrong at 1: where '501' stands there could be " + steps),
