@@ -5380,6 +5380,7 @@ def _asking(method: "Callable[..., Any]") -> "Any":
         own = all(value is None for value in chosen.values()) and _default_endpoint() == DEFAULT_ENDPOINT
         return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
 
+    function.__wrapped__ = method.__get__(Client)  # of a bound method help() shows no self
     if method.__doc__:  # not with -OO
         text = method.__doc__.rstrip()
         last = text.rpartition("\n")[2]  # with a margin, which Python 3.13 takes away

@@ -125,6 +125,7 @@ class Get(unittest.TestCase):
                      "/metadata/attested/document/nonsense?api-version=2018-04-02"):
             with self.assertRaisesRegex(imds.NotFound, "check the path and the api-version"):
                 self.vm.get(path)
+        self.assertEqual(list(inspect.signature(imds.get).parameters), ["path", "format"])  # and no self
         if imds.get.__doc__:  # not with -OO
             for function in (imds.get, imds.approve):  # with the margin of the rest, which Python 3.13 takes away
                 self.assertIn("\n\nAlso takes endpoint, api_version, timeout and deadline", inspect.getdoc(function))
