@@ -6099,7 +6099,13 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     elif arguments[:1] == ["exec"] and not {"-h", "--help"}.intersection(arguments):
         arguments = ["exec"]  # complains of no command
     try:
-        options = _parser(arguments).parse_args(arguments)
+        options, others = _parser(arguments).parse_known_args(arguments)
+        if others:
+            rows = ((name, OPTIONS[name]) for name in COMMANDS[options.name].options.split())
+            names = [each for name, row in rows for each in row.get("names", [name]) if each.startswith("-")]
+            nearest = nearest_of(others[0].partition("=")[0], names, 0.6)
+            advice = "; did you mean %s?" % nearest if nearest else "; see %s --help" % options.name
+            raise ValueError("%s takes no %r%s" % (options.name, others[0], advice))
         options.command = command
         return int(options.run(options) or 0)
     except Error as error:

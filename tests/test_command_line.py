@@ -279,6 +279,8 @@ class Usage(Case):
         self.check((
             (["attested", "--content", "--der"], 2, "--content or --der, not both"),
             (["events", "--exec", "true"], 2, "--exec goes with --watch"),
+            (["get", "--fromat", "json"], 2, "get takes no '--fromat'; did you mean --format?"),
+            (["exec", "--faults=500", "--", "true"], 2, "did you mean --fault?"), (["diff", "a", "b", "c", "A"], 2, "diff takes no 'A'; see"),
             (["serve", "--identity", "none", "--identity", "system"], 2, "--identity none goes with no other"),
             (["serve", "--identity", "system", "--identity", "none"], 2, "--identity none goes with no other"),
         ))
