@@ -6218,8 +6218,8 @@ OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "--rate-limit": {"metavar": "N", "type": float,
                      "help": "requests a second, as many at once; 20 for tokens (default: no limit; as of 2018: 5)"},
     "--event": {"metavar": "TYPE[:KEY=VALUE,...]", "action": "append", "default": [],
-                "help": "schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in, resources, duration, "
-                        "source, description (repeatable)"},
+                "help": "schedule an event, like Preempt:in=30s,resources=web_1+web_2; keys: in (or after), lasts, "
+                        "resources, duration, source, description (repeatable)"},
     "--scenario": {"action": "append", "default": [], "help": "schedule: %s" % ", ".join(SCENARIOS)},
     "--identity": {"metavar": "SPEC", "action": "append",
                    "help": "a managed identity that it has: none, system, user:NAME or "
@@ -6960,7 +6960,8 @@ def _parts(options: "Any") -> "Dict[str, Any]":
 
 # The keys of --event: the argument of Bench.schedule that each gives, and how it is read.
 EVENT_KEYS: "Dict[str, Tuple[str, Callable[[str], Any]]]" = {
-    "in": ("after", duration), "resources": ("resources", lambda names: names.split("+")),
+    "in": ("after", duration), "after": ("after", duration), "lasts": ("lasts", duration),
+    "resources": ("resources", lambda names: names.split("+")),
     "duration": ("duration", lambda text: int(duration(text))), "source": ("source", str),
     "description": ("description", str),
 }

@@ -519,6 +519,7 @@ class Serving(Case):
         self.assertEqual((one["Resources"], one["EventSource"], one["DurationInSeconds"], one["Description"]),
                          (["web_1", "web_2"], "User", 120, "one, two=2, three"))
         self.assertEqual(other["Description"], "a,b")
+        self.assertEqual(imds._event("Reboot:after=1m,lasts=30s"), {"kind": "Reboot", "after": 60, "lasts": 30})
 
     def test_a_document_of_a_real_vm(self):
         document = '{"compute":{"name":"mine","tagsList":[{"name":"a","value":"\u00e9"}]},"network":{"interface":[]}}'
