@@ -6254,8 +6254,8 @@ OPTIONS: "Dict[str, Dict[str, Any]]" = {
     "--root": {"metavar": "DIR", "default": "/", "help": "where proc and sys are (default: /)"},
     "OPERATION": {"nargs": "?", "help": "none: list them all"},
     "ARGUMENT": {"metavar": "NAME=VALUE", "nargs": "*", "help": "like kind=Reboot after=30"},
-    "--url": {"metavar": "URL", "help": "of the emulator (default: $AZURE_IMDS_CONTROL, or http://127.0.0.1:%d/imds)"
-                                        % DEFAULT_PORT},
+    "--url": {"metavar": "URL", "help": "of the emulator (default: $AZURE_IMDS_CONTROL, $AZURE_IMDS_ENDPOINT/imds, or "
+                                        "http://127.0.0.1:%d/imds)" % DEFAULT_PORT},
     "--time-scale": {"metavar": "N", "type": _seconds, "default": 1, "help": "let its time run so many times as fast"},
     "--quiet": {"action": "store_true", "help": "no access log (exec has none)"},
 }
@@ -6863,7 +6863,8 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
 def _run_ctl(options: "Any") -> int:
     import textwrap
 
-    url = (options.url or os.environ.get("AZURE_IMDS_CONTROL") or "http://127.0.0.1:%d" % DEFAULT_PORT).rstrip("/")
+    led = (os.environ[name] for name in ("AZURE_IMDS_CONTROL", "AZURE_IMDS_ENDPOINT") if os.environ.get(name))
+    url = (options.url or next(led, "http://127.0.0.1:%d" % DEFAULT_PORT)).rstrip("/")
     origin, path = re.match(r"(\w+://[^/]*|[^/]*)/?(.*)", url).groups()  # type: ignore[union-attr]
     client = Client(origin, timeout=options.timeout, deadline=options.timeout or 5)
     pairs = [argument.partition("=") for argument in options.ARGUMENT]

@@ -366,6 +366,10 @@ class Ctl(unittest.TestCase):
         self.assertEqual(call("ctl", "--url", CLOSED + "/imds", "--timeout", "0.3", "faults")[0], 3)
         with imds.Emulator() as vm:
             self.assertEqual(call("ctl", "--url", vm.url + "/imds", "--timeout", "0.3", "faults")[0], 1)
+        for environ in ({"AZURE_IMDS_ENDPOINT": self.vm.url}, {"AZURE_IMDS_CONTROL": "", "AZURE_IMDS_ENDPOINT": self.vm.url + "/"},
+                        {"AZURE_IMDS_CONTROL": self.vm.url, "AZURE_IMDS_ENDPOINT": CLOSED}):
+            with self.subTest(environ=environ), mock.patch.dict(os.environ, environ):
+                self.assertEqual(call("ctl", "faults")[:2], (0, "[]\n"))
 
     def test_text_stays_text(self):
         self.assertEqual(call("ctl", "--url", self.vm.url, "fail", "playbook=404")[0], 0)
