@@ -6999,7 +6999,7 @@ def _start(vm: "Any", options: "Any") -> None:
             advice = "where there is only IPv6, use --host ::1"
         raise Error("can't listen on %s (%s); %s" % (error.filename, error.strerror or error, advice)) from None
     if not is_loopback(options.host) and not getattr(options, "isolated", False):
-        say("warning: %s is not loopback; whoever reaches this machine can read what is served" % options.host)
+        say("imds: warning: %s is not loopback; whoever reaches this machine can read what is served" % options.host)
 
 
 # --- what the commands share
