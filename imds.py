@@ -922,28 +922,29 @@ def guid(*words: str) -> str:
 # ==================================================================================================
 
 # The built-in VMs. `linux` and `windows` are the samples of the 2018 document with what it masks (addresses,
-# ids) filled in from the ranges for documentation. `domain`: fault and update domain; `image`: publisher, offer,
-# sku, version; `disk`: GB and account type of the OS disk, MB of the temporary one; `data`: GB and caching of each
-# data disk; `interfaces`: private addresses, public address, subnet, prefix, MAC; `more` is merged into `compute`.
-Profile = collections.namedtuple(
-    "Profile", "name computer group resource location zone domain size system image disk data vm_id interfaces more")
+# ids) filled in from the ranges for documentation. `place`: the location as physicalZone has it; `domain`: fault and
+# update domain; `image`: publisher, offer, sku, version; `disk`: GB and account type of the OS disk, MB of the
+# temporary one; `data`: GB and caching of each data disk; `interfaces`: private addresses, public address, subnet,
+# prefix, MAC; `more` is merged into `compute`.
+Profile = collections.namedtuple("Profile", """
+    name computer group resource location place zone domain size system image disk data vm_id interfaces more""")
 PROFILES = {
     "linux": Profile(
         name="avset2", computer="avset2", group="myrg", resource="virtualMachines/avset2", location="westus",
-        zone="1", domain="1", size="Standard_D1", system="Linux",
+        place="uswest", zone="1", domain="1", size="Standard_D1", system="Linux",
         image=("Canonical", "UbuntuServer", "16.04-LTS", "16.04.201708030"),
         disk=("30", "Standard_LRS", "51200"), data=(), vm_id="13f56399-bd52-4150-9748-7190aae1ff21",
         interfaces=((("10.1.2.5",), "203.0.113.5", "10.1.2.0", "24", 0x000D3A36DDED),), more={}),
     "windows": Profile(
         name="SQLTest", computer="SQLTest", group="myrg", resource="virtualMachines/SQLTest", location="westus",
-        zone="", domain="0", size="Standard_DS2", system="Windows",
+        place="uswest", zone="", domain="0", size="Standard_DS2", system="Windows",
         image=("MicrosoftSQLServer", "SQL2016SP1-WS2016", "Enterprise", "13.0.400110"),
         disk=("127", "Premium_LRS", "14336"), data=(), vm_id="453945c8-3923-4366-b2d3-ea4c80e9b70e",
         interfaces=((("10.0.1.4",), "203.0.113.6", "10.0.1.0", "24", 0x002248020E1E),),
         more={"licenseType": "Windows_Server"}),
     "scaleset": Profile(
         name="web_1", computer="web000001", group="web", resource="virtualMachineScaleSets/web/virtualMachines/1",
-        location="westeurope", zone="2", domain="1", size="Standard_D2s_v3", system="Linux",
+        location="westeurope", place="europewest", zone="2", domain="1", size="Standard_D2s_v3", system="Linux",
         image=("canonical", "0001-com-ubuntu-server-jammy", "22_04-lts-gen2", "22.04.202510020"),
         disk=("30", "Premium_LRS", "16384"), data=(("256", "None"), ("1024", "ReadOnly")),
         vm_id="1da71a3d-9b58-4520-abce-552bb5cfbd51",
@@ -984,7 +985,7 @@ def make_vm(profile: str = "linux", *, number: "Optional[int]" = None) -> "Dict[
         **image, "azEnvironment": "AzurePublicCloud", "location": row.location, "name": row.name,
         "osProfile": {"adminUsername": "azureuser", "computerName": row.computer,
                       "disablePasswordAuthentication": "true" if is_linux else ""}, "osType": row.system,
-        "physicalZone": "%s-%s" % (row.location, PHYSICAL_ZONES[row.zone]) if row.zone else "",
+        "physicalZone": "%s-%s" % (row.place, PHYSICAL_ZONES[row.zone]) if row.zone else "",
         "platformFaultDomain": row.domain, "platformUpdateDomain": row.domain, "provider": "Microsoft.Compute",
         "publicKeys": [{"keyData": SAMPLE_KEY, "path": "/home/azureuser/.ssh/authorized_keys"}] if is_linux else [],
         "resourceGroupName": row.group, "resourceId": resource_id % (row.group, row.resource),
@@ -1431,7 +1432,7 @@ class _Redactor:
         return value if re.match(r"[0-9]+(?:\.[0-9]+){1,4}\Z", value) else self.image(value)
 
     def region(self, value: str) -> str:
-        """Keep the zone of a physical zone, like "westus-AZ01"."""
+        """Keep the zone of a physical zone, like "uswest-AZ01"."""
         zone = value[-5:] if re.match(r"-AZ[0-9]{2}\Z", value[-5:]) else ""
         region = value[:len(value) - len(zone)].lower().replace(" ", "")
         return value if region in REGIONS else self.number("region", region) + zone

@@ -24,7 +24,7 @@ class BuiltIn(unittest.TestCase):
             ("name", "avset2"), ("location", "westus"), ("offer", "UbuntuServer"), ("osType", "Linux"),
             ("publisher", "Canonical"),
             ("sku", "16.04-LTS"), ("version", "16.04.201708030"), ("vmId", "13f56399-bd52-4150-9748-7190aae1ff21"),
-            ("vmSize", "Standard_D1"), ("zone", "1"), ("physicalZone", "westus-AZ01"), ("platformFaultDomain", "1"),
+            ("vmSize", "Standard_D1"), ("zone", "1"), ("physicalZone", "uswest-AZ01"), ("platformFaultDomain", "1"),
             ("platformUpdateDomain", "1"), ("resourceGroupName", "myrg"), ("subscriptionId", self.SUBSCRIPTION), ("tags", ""),
             ("azEnvironment", "AzurePublicCloud"), ("provider", "Microsoft.Compute"), ("placementGroupId", ""),
             ("licenseType", ""),
@@ -64,7 +64,7 @@ class BuiltIn(unittest.TestCase):
         vm = self.rows("scaleset", (
             ("name", "web_1"), ("location", "westeurope"), ("offer", "0001-com-ubuntu-server-jammy"), ("publisher", "canonical"),
             ("sku", "22_04-lts-gen2"), ("version", "22.04.202510020"), ("vmId", "1da71a3d-9b58-4520-abce-552bb5cfbd51"),
-            ("vmSize", "Standard_D2s_v3"), ("zone", "2"), ("physicalZone", "westeurope-AZ03"), ("vmScaleSetName", "web"),
+            ("vmSize", "Standard_D2s_v3"), ("zone", "2"), ("physicalZone", "europewest-AZ03"), ("vmScaleSetName", "web"),
             ("platformUpdateDomain", "1"), ("resourceGroupName", "web"), ("osProfile/computerName", "web000001"),
             ("placementGroupId", "7a9f84b0-f870-4ce6-8a4e-2e8932afc298"), ("isHostCompatibilityLayerVm", "true"),
             ("securityProfile", {"encryptionAtHost": "false", "secureBootEnabled": "true", "securityType": "TrustedLaunch",
