@@ -1333,7 +1333,8 @@ VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
 DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}"
              r"|(?:_lun_[0-9]{1,2})?_[0-9]{1,3}(?=_))(?:_([0-9a-f]{32}))?\Z")
-IN_SET = r"(?ai)(SET_)?SET(?:(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})|_([0-9a-f]{8}))\Z"  # the last in a flexible scale set
+# What Azure appends to the name of a scale set, SET: a number, or eight digits if the set is a flexible one.
+IN_SET = r"(?ai)(SET_)?SET(?:(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})|_([0-9a-f]{8}))\Z"
 PRIVATE_PREFIXES = {0xFC: "fd00", 0xFD: "fd00", 0xFE: "fe80"}  # of IPv6 addresses, by the first byte
 PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
