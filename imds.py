@@ -3250,6 +3250,12 @@ def _is_meant(each: "Exchange") -> bool:
     return names[:1] == ("metadata",) and names[1:2] not in (("v1",), ("v1.json",))
 
 
+def _is_probe(each: "Exchange") -> bool:
+    """Whether an SDK only wants to know if there is an identity service: it leaves out the header or, formerly, all
+    parameters, and takes the 400 for a yes."""
+    return each.asked.names[1:2] == ("identity",) and (each.rule == "metadata" or not each.asked.query)
+
+
 def _each(is_wrong: "Callable[[Exchange], Any]") -> "Callable[..., Iterator[Exchange]]":
     """Make a rule that finds each request for this service for which ``is_wrong`` is true."""
     return lambda journal: (each for each in journal if _is_meant(each) and is_wrong(each))
@@ -3313,16 +3319,15 @@ def _gave_up(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
 
 
 def _insists(journal: "Iterable[Exchange]") -> "Iterator[Exchange]":
-    """Requests that are the same as one refused with 400; but a probe of the identity service is no mistake."""
+    """Requests that are the same as one refused with 400; but a probe is no mistake."""
     refused: "Dict[Any, set[Any]]" = {}  # client and path -> what was refused there since the last other answer
     for each in journal:
         headers = map(each.request.headers.get, ("metadata", "host", "x-forwarded-for"))  # others may hold a new id
         what = each.request.verb, each.request.target, each.request.body, tuple(headers)
         which = _sender(each), each.asked.names
-        is_probe = each.rule == "metadata" and each.asked.names[1:2] == ("identity",)
         if each.response.status != 400:  # the client has put it right, say the api-version
             refused.pop(which, None)
-        elif _is_meant(each) and not is_probe:
+        elif _is_meant(each) and not _is_probe(each):
             if what in refused.setdefault(which, set()):
                 yield each
             refused[which].add(what)
@@ -3372,8 +3377,7 @@ TOKENS_ARTICLE, USERS, MAKERS = "How to get a token on a VM", "users of the serv
 LINT = {
     "no-metadata-header": LintRule(
         "each request needs the header Metadata: true", "documented", INSTANCE_ARTICLE,
-        # SDKs probe the identity service without it.
-        _each(lambda each: each.rule == "metadata" and each.asked.names[1:2] != ("identity",))),
+        _each(lambda each: each.rule == "metadata" and not _is_probe(each))),
     "through-a-proxy": LintRule(
         "requests must go straight to the service: proxies are to be passed by", "documented", INSTANCE_ARTICLE,
         _each(lambda each: not each.request.target.startswith("/")

@@ -115,6 +115,7 @@ class Rules(unittest.TestCase):
             ("identity-burst", ["delay 500ms always"], [get(0.03, TOKEN + VAULT)] * 6, [[get(0.2, TOKEN + VAULT)] * 6]),
             ("repeats-a-400", ["400"], None, [[get(0, NEWEST), get(1, NEWEST)]]),  # the second was answered
             ("repeats-a-400", [], None, [[get(0, TOKEN + VAULT, NAMED), get(0, TOKEN + VAULT)] * 2,  # a probe, and a token
+                                         [get(at, "/metadata/identity/oauth2/token") for at in (0, 1)],  # a probe of earlier SDKs
                                          [get(0, UNKNOWN), get(0, NEWEST)] * 2]),  # each program comes to terms
             ("repeats-a-400", [], [get(0, UNKNOWN), get(1, UNKNOWN)], []),
             ("identity-burst", [], [get(0, TOKEN + VAULT)] * 6, [[get(0, TOKEN + VAULT)] * 5, [get(0.1, TOKEN + VAULT)] * 12,
