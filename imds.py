@@ -3049,6 +3049,8 @@ class _Step(collections.namedtuple("_Step", "delay action often amount")):
         return "delay %gs %s" % (self.delay, self.action) if self.delay else str(self.action)
 
 
+HOW_OFTEN = (r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
+             r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z")
 VERBS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
 
 
@@ -3105,12 +3107,11 @@ class _Playbook:
                 fail("%s; a situation stands alone" % SITUATIONS[text.strip()].playbook)
             meant = nearest_of(text.strip(), SITUATIONS, 0.7)
             fail("the situation %s, alone" % meant if meant else "delay 3s or one of " + " ".join(actions))
-        found = re.match(r"(?:x(?P<x>[0-9]{1,6})|for (?P<for>\S+)|every (?P<every>[0-9]{1,6})"
-                         r"|p (?P<p>0?\.\d{1,9}|0|1)|always(?P<always>))\Z", " ".join(rest) or "x1")
-        another = [word for word in rest if word in actions]
-        if another:
-            fail("a comma before " + another[0])
+        found = re.match(HOW_OFTEN, " ".join(rest) or "x1")
         if not found:
+            for end, word in enumerate(rest):
+                if word in actions and re.match(HOW_OFTEN, " ".join(rest[:end]) or "x1"):
+                    fail("a comma before " + word)
             fail("x2, for 60s, every 3, p 0.2 or always, behind " + (action or "a delay"))
         often = str(found.lastgroup)
         try:

@@ -55,7 +55,7 @@ class Playbooks(unittest.TestCase):
             ("delay 2 hang", "delay 2s hang -"),
             ("delay 1h", "delay 3600s ok -"),
             ("500 every 3", "- - 500 - - 500 - - 500"),
-            ("500 every 1", "500 500 500"),
+            ("500 every 1", "500 500 500"), ("404 every 500", "- - -"),
             ("404, 500 every 2", "404 - 500 - 500"),
             ("500 always", "500 " * 19 + "500"),
             ("ok x2, 410 always", "ok ok 410 410 410"),
@@ -161,6 +161,7 @@ class Playbooks(unittest.TestCase):
             ("identity/tokens: 500", "is wrong at 1: where 'identity/tokens' stands there could be identity/oauth2/token"),
             ("500 always, 404", "is wrong at 13: where '404' stands there could be nothing, for always never ends"),
             ("500 p 0.1, 404", "there could be nothing, for p never ends"),
+            ("500 evry 404", "there could be " + often), ("500 delay 3s 404", "there could be " + often),
             ("429 500", "where '429 500' stands there could be a comma before 500"),
             ("instance: 410, delay 3s 500 for 5s reset", "is wrong at 16: where 'delay 3s 500 for 5s reset' stands there could be a "
                                                          "comma before reset"),
