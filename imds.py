@@ -6108,11 +6108,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     try:
         options, others = _parser(arguments).parse_known_args(arguments)
         if others:
-            rows = ((name, OPTIONS[name]) for name in COMMANDS[options.name].options.split())
-            names = [each for name, row in rows for each in row.get("names", [name]) if each.startswith("-")]
-            nearest = nearest_of(others[0].partition("=")[0], names, 0.6)
-            advice = "; did you mean %s?" % nearest if nearest else "; see %s --help" % options.name
-            raise ValueError("%s takes no %r%s" % (options.name, others[0], advice))
+            raise ValueError(_not_taken(options.name, others[0]))
         options.command = command
         return int(options.run(options) or 0)
     except Error as error:
@@ -6157,6 +6153,20 @@ def _parser(arguments: "Sequence[str]") -> "Any":
             settings = dict(OPTIONS[option])
             command.add_argument(*settings.pop("names", [option]), **settings)
     return whole
+
+
+def _not_taken(command: str, argument: str) -> str:
+    """Why a command does not take an argument, and what could be done about it."""
+    rows = ((name, OPTIONS[name]) for name in COMMANDS[command].options.split())
+    names = [each for name, row in rows for each in row.get("names", [name]) if each.startswith("-")]
+    option = argument.partition("=")[0]
+    if option in names:
+        return "%s belongs behind %s" % (option, command)
+    if not option.startswith("-"):
+        return "%s has no place for %r; put options behind all else, or see %s --help" % (command, argument, command)
+    nearest = nearest_of(option, names, 0.6)
+    advice = "did you mean %s?" % nearest if nearest else "see %s --help" % command
+    return "%s takes no %r; %s" % (command, argument, advice)
 
 
 def _seconds(text: str) -> float:

@@ -280,7 +280,10 @@ class Usage(Case):
             (["attested", "--content", "--der"], 2, "--content or --der, not both"),
             (["events", "--exec", "true"], 2, "--exec goes with --watch"),
             (["get", "--fromat", "json"], 2, "get takes no '--fromat'; did you mean --format?"),
-            (["exec", "--faults=500", "--", "true"], 2, "did you mean --fault?"), (["diff", "a", "b", "c", "A"], 2, "diff takes no 'A'; see"),
+            (["exec", "--faults=500", "--", "true"], 2, "did you mean --fault?"), (["diff", "a", "b", "c", "A"], 2, "diff has no place for 'A'"),
+            (["--json", "events"], 2, "--json belongs behind events"), (["get", "--nonsense"], 2, "get takes no '--nonsense'; see get --help"),
+            (["serve", "--event", "Reboot:in=5s,after=10m"], 2, "--event says after twice"),
+
             (["serve", "--identity", "none", "--identity", "system"], 2, "--identity none goes with no other"),
             (["serve", "--identity", "system", "--identity", "none"], 2, "--identity none goes with no other"),
         ))
