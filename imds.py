@@ -1977,6 +1977,8 @@ class Events:
             shown = {name: field.type(field.default) for name, field in EVENT_FIELDS.items()}
             shown.update(event)
             not_before = parse_time(shown["NotBefore"]) or 0
+            if shown["NotBefore"][:1].isdigit():  # ISO 8601, which the service does not write
+                shown["NotBefore"] = http_date(not_before)
             starts = not_before if not_before > now else float("inf")  # an old recording waits for approval
             recorded = _Event(shown, starts=starts, cancelled=float("inf"), lasts=EVENT_TYPES[shown["EventType"]].lasts)
             self._put(recorded)
@@ -5674,7 +5676,10 @@ def _check_versions(reply: "Reply") -> None:
         raise ValueError("not a list of dates, in order")
 
 
-NOT_BEFORE = {"Scheduled": r"(\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT)?", "Started": ""}  # by EventStatus
+NOT_BEFORE = {  # by EventStatus: its form, and that in words
+    "Scheduled": (r"(\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT)?\Z", "like Mon, 19 Sep 2016 18:29:47 GMT"),
+    "Started": (r"\Z", "blank"),
+}
 
 
 def _check_event_list(reply: "Reply") -> None:
@@ -5684,9 +5689,9 @@ def _check_event_list(reply: "Reply") -> None:
     for event in check(document["Events"], list, "Events"):
         check_event(event)
         _check_names(event, [name for name, field in EVENT_FIELDS.items() if field.since <= version], " in an event")
-        form = NOT_BEFORE[known(event["EventStatus"], NOT_BEFORE, "EventStatus")]
-        if not re.match(form + r"\Z", event["NotBefore"]):
-            raise ValueError("NotBefore is %r, not like %r" % (event["NotBefore"], form))
+        pattern, form = NOT_BEFORE[known(event["EventStatus"], NOT_BEFORE, "EventStatus")]
+        if not re.match(pattern, event["NotBefore"]):
+            raise ValueError("NotBefore is %r, not %s" % (event["NotBefore"], form))
         known(event["ResourceType"], ("VirtualMachine",), "ResourceType")
 
 
