@@ -83,7 +83,7 @@ __all__ = [
 # one row.
 VERSIONS = {
     "2017-03-01": "network{interface[{ipv4{subnet[{dnsservers[{ipaddress:address}]}]}}]}",
-    "2017-04-02": "compute{location:region name:vm offer:image osType:word platformFaultDomain:word"
+    "2017-04-02": "compute{location:region name:numbered offer:image osType:word platformFaultDomain:word"
                   " platformUpdateDomain:word publisher:image sku:image version:version vmId:guid vmSize:size}"
                   " network{interface[{ipv4{ipAddress[{privateIpAddress:address publicIpAddress:address}]"
                   " subnet[{address:address prefix:word}]}"
@@ -99,11 +99,11 @@ VERSIONS = {
     "2019-04-30": "",
     "2019-06-01": "compute{storageProfile{"
                   "dataDisks[{caching:word createOption:word diskSizeGB:count image{uri:url} lun:word"
-                  " managedDisk{id:id storageAccountType:word} name:vm vhd{uri:url}"
+                  " managedDisk{id:id storageAccountType:word} name:numbered vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}]"
                   " imageReference{id:id offer:image publisher:image sku:image version:version}"
                   " osDisk{caching:word createOption:word diskSizeGB:count encryptionSettings{enabled:word=false}"
-                  " image{uri:url} managedDisk{id:id storageAccountType:word} name:vm osType:word vhd{uri:url}"
+                  " image{uri:url} managedDisk{id:id storageAccountType:word} name:numbered osType:word vhd{uri:url}"
                   " writeAcceleratorEnabled:word=false}}}",
     "2019-06-04": "compute{tagsList[{name:tag value:value}]}",
     "2019-08-01": "compute{storageProfile{osDisk{diffDiskSettings{option:word}}}}",
@@ -111,7 +111,7 @@ VERSIONS = {
     "2019-11-01": "",
     "2020-06-01": "compute{isHostCompatibilityLayerVm:word=false"
                   " securityProfile{secureBootEnabled:word=false virtualTpmEnabled:word=false}}",
-    "2020-07-15": "compute{osProfile{adminUsername:name computerName:vm}}",
+    "2020-07-15": "compute{osProfile{adminUsername:name computerName:numbered}}",
     "2020-09-01": "compute{licenseType:word}",
     "2020-10-01": "compute{osProfile{disablePasswordAuthentication:word}}",
     "2020-12-01": "compute{evictionPolicy:word priority:word}",
@@ -192,7 +192,7 @@ EVENT_FIELDS = {
     "EventStatus": EventField("2017-03-01", str, "Scheduled", "word", "STATUS"),
     "EventType": EventField("2017-03-01", str, "", "word", "TYPE"),
     "ResourceType": EventField("2017-03-01", str, "VirtualMachine", "word", None),
-    "Resources": EventField("2017-03-01", list, (), "vm", "RESOURCES"),  # of strings
+    "Resources": EventField("2017-03-01", list, (), "numbered", "RESOURCES"),  # of strings
     "NotBefore": EventField("2017-03-01", str, "", "time", "NOT_BEFORE"),
     "Description": EventField("2019-04-01", str, "", "description", "DESCRIPTION"),
     "EventSource": EventField("2019-08-01", str, "Platform", "word", "SOURCE"),
@@ -1333,8 +1333,8 @@ VM_SIZE = (r"(?i)(?:Basic|Standard)_(?:A|B|DC?|DS|EC?|FX?|GS?|H|HB|HC|HX|L|LS|M|
 GUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
 DISK_NAME = (r"(?is)(.+?)((?:_OsDisk|_DataDisk|_disk)_[0-9]{1,3}|_disk[0-9]{1,2}"
              r"|(?:_lun_[0-9]{1,2})?_[0-9]{1,3}(?=_))(?:_([0-9a-f]{32}))?\Z")
-# What Azure appends to the name of a scale set, SET: a number, or eight digits if the set is a flexible one.
-IN_SET = r"(?ai)(SET_)?SET(?:(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})|_([0-9a-f]{8}))\Z"
+# What Azure appends to the name of a scale set: a number, or eight digits if the set is a flexible one.
+IN_SET = r"(?ai)(%(set)s_)?%(set)s(?:(_[0-9]{1,5}|00[0-2][0-9A-Z]{3})|_([0-9a-f]{8}))\Z"
 PRIVATE_PREFIXES = {0xFC: "fd00", 0xFD: "fd00", 0xFE: "fe80"}  # of IPv6 addresses, by the first byte
 PRIVATE_ADDRESS = r"10\.|127\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\."  # without those of documentation
 
@@ -1442,13 +1442,13 @@ class _Redactor:
         return value if re.match(VM_SIZE, value) else self.value(value)
 
     def name(self, value: str) -> str:
-        """Keep the case of a GUID."""
+        """A name to which Azure appends nothing. Keep the case of a GUID."""
         if re.match(GUID, value):
             text = self.number("guid", value.lower(), "00000000-0000-4000-8000-%012x")
             return text.upper() if value.isupper() else text
         return self.number("name", value.lower() + "/" + value.upper())  # some letters have two lower cases
 
-    def vm(self, value: str) -> str:
+    def numbered(self, value: str) -> str:
         """The name of a VM or of a disk. Keep what Azure appends: in web_1, web00000A and web_OsDisk_1_HEX only "web"
         and HEX are replaced. After the name of the VM's scale set, numbers may be longer."""
         disk = re.match(DISK_NAME, value)
@@ -1458,7 +1458,7 @@ class _Redactor:
     def _own_name(self, value: str) -> str:
         if re.match(GUID, value):
             return self.name(value)
-        in_set = self._set and re.match(IN_SET.replace("SET", re.escape(self._set)), value)
+        in_set = self._set and re.match(IN_SET % {"set": re.escape(self._set)}, value)
         if in_set:  # Azure puts the name of the set before those of its disks once more
             name, (again, suffix, code) = self.name(self._set), in_set.groups("")
             return (name + "_" if again else "") + name + suffix + (code and self.number("code", code.lower(), "_%08x"))
@@ -1472,6 +1472,7 @@ class _Redactor:
         """A resource id is types and names in turn, where "providers" is followed by a namespace. Redact all else
         as a name."""
         words, kind, in_set = value.split("/"), "", False
+        replaced = {"locations": self.region, "virtualmachines": self.numbered, "disks": self.numbered}
         if words[0]:
             return self.name(value)
         for at, word in enumerate(words):
@@ -1479,8 +1480,7 @@ class _Redactor:
                 public = (kind == "providers" and word.lower() in RESOURCE_PROVIDERS
                           or kind == "versions" and re.match(r"(?:latest|[0-9]+(?:\.[0-9]+){1,3})\Z", word)
                           or kind == "virtualmachines" and in_set and re.match(r"[0-9]{1,5}\Z", word))
-                replace = {"locations": self.region, "virtualmachines": self.vm, "disks": self.vm}.get(kind, self.name)
-                words[at] = word if public or not word else replace(word)
+                words[at] = word if public or not word else replaced.get(kind, self.name)(word)
                 kind, in_set = "", kind == "virtualmachinescalesets"
             elif word.lower() in RESOURCE_TYPES:
                 kind = word.lower()
