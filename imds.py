@@ -1017,7 +1017,7 @@ def _instance_of(row: "Profile", number: int) -> "Profile":
     import ipaddress
 
     if "Set" not in row.resource:
-        raise ValueError("only instances of the scale set have a number, and %s is none" % row.name)
+        raise ValueError("only instances of the scale set have a number, and %s is no instance" % row.name)
     if not 0 <= number < 1000:
         raise ValueError("an instance has a number from 0 to 999, not %r" % number)
     step, digits = number - 1, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -1362,10 +1362,11 @@ class _Redactor:
         self._published = _published(compute)
         scale_set = compute.get("vmScaleSetName")
         self._set = scale_set if isinstance(scale_set, str) else ""
-        self._tags: "Dict[str, List[Tuple[str, str, str]]]" = {}  # the text of the tags in tagsList -> name, ":", value
+        self._tags: "List[Tuple[str, str, str]]" = []  # name, ":", value of each in tagsList
+        self._tags_text = ""
         try:
-            tags = [(tag["name"], ":", tag["value"]) for tag in compute["tagsList"]]
-            self._tags[";".join(map("".join, tags))] = tags
+            self._tags = [(tag["name"], ":", tag["value"]) for tag in compute["tagsList"]]
+            self._tags_text = ";".join(map("".join, self._tags))
         except (KeyError, TypeError):  # a user's own
             pass
         self._place(parts.get("instance"), everything())  # first, for address() needs it
@@ -1422,7 +1423,7 @@ class _Redactor:
 
     def tags(self, value: str) -> str:
         """Only tagsList tells where each begins: a value may have a semicolon in it, and a name a colon."""
-        pairs = self._tags.get(value) or [pair.partition(":") for pair in value.split(";")]
+        pairs = self._tags if value == self._tags_text else [pair.partition(":") for pair in value.split(";")]
         return ";".join((tag and self.tag(tag)) + colon + (value and self.value(value)) for tag, colon, value in pairs)
 
     def image(self, value: str) -> str:
@@ -1503,15 +1504,18 @@ class _Redactor:
         """An SSH key that nobody has. Keep its line breaks, which some who read it stumble over."""
         import hashlib
 
-        words, (line, *more) = value.split(), re.split(r"([\r\n]+)", value.strip(), maxsplit=1)
-        is_typed = re.match("(ssh|ecdsa|sk)-", line)
-        told = words if more or not is_typed else words[:2]  # of one line it is known that the rest is a comment
-        secret = hashlib.sha256(self.number("key", " ".join(told)).encode()).digest()
+        words = value.split()
+        first, *more = re.split(r"([^\S \t]+)", value.strip(), maxsplit=1)  # more: a line break, and the other lines
+        names_type = re.match("(ssh|ecdsa|sk)-", first)
+        if names_type and not more:
+            words = words[:2]  # behind them is a comment
+        secret = hashlib.sha256(self.number("key", " ".join(words)).encode()).digest()
         blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
         text = "ssh-ed25519 %s redacted" % blob
-        if more and is_typed:  # the portal wraps a key that it has made
-            text = more[0].join(text[at:at + len(line)] for at in range(0, len(text), len(line)))
-        return text + "".join(re.findall(r"[\r\n]+\Z", value))
+        if names_type and more:  # as the portal wraps a key that it has made
+            width = max(len(first), 16)
+            text = more[0].join(text[at:at + width] for at in range(0, len(text), width))
+        return text + value[len(value.rstrip("\r\n")):]
 
     def data(self, value: str) -> str:
         return base64.b64encode(self.number("data", value, "redacted %d").encode()).decode()
@@ -5389,7 +5393,7 @@ def _asking(method: "Callable[..., Any]") -> "Any":
         own = all(value is None for value in chosen.values()) and _default_endpoint() == DEFAULT_ENDPOINT
         return method(_client_of_this_vm() if own else Client(**chosen), *arguments, **settings)
 
-    function.__wrapped__ = method.__get__(Client)  # of a bound method help() shows no self
+    function.__wrapped__ = method.__get__(Client)  # for help() and editors, which show no self of a bound method
     if method.__doc__:  # not with -OO
         text = method.__doc__.rstrip()
         last = text.rpartition("\n")[2]  # with a margin, which Python 3.13 takes away
@@ -6885,8 +6889,8 @@ def _report_requests(vm: "Emulator", options: "Any") -> int:
 def _run_ctl(options: "Any") -> int:
     import textwrap
 
-    led = (os.environ[name] for name in ("AZURE_IMDS_CONTROL", "AZURE_IMDS_ENDPOINT") if os.environ.get(name))
-    url = (options.url or next(led, "http://127.0.0.1:%d" % DEFAULT_PORT)).rstrip("/")
+    led = os.environ.get("AZURE_IMDS_CONTROL") or os.environ.get("AZURE_IMDS_ENDPOINT")
+    url = (options.url or led or "http://127.0.0.1:%d" % DEFAULT_PORT).rstrip("/")
     origin, path = re.match(r"(\w+://[^/]*|[^/]*)/?(.*)", url).groups()  # type: ignore[union-attr]
     client = Client(origin, timeout=options.timeout, deadline=options.timeout or 5)
     pairs = [argument.partition("=") for argument in options.ARGUMENT]
@@ -6997,6 +7001,8 @@ def _event(text: str) -> "Dict[str, Any]":
     for pair in re.split(r",(?=\w+=)", rest) if rest else ():
         key, _, value = pair.partition("=")
         argument, read = EVENT_KEYS[known(key, EVENT_KEYS, "key of --event")]
+        if argument in event:
+            raise ValueError("--event says %s twice" % argument)
         event[argument] = read(value)
     return event
 
