@@ -2201,8 +2201,8 @@ class Service:
         """The content type and body of an answer, or a Rejection: every rule, in the order of the service."""
         endpoint, query, headers = asked.endpoint, asked.query, request.headers
         inside = asked.names[:1] == ("metadata",)
-        if self.in_2018 and "/metadata" not in urllib.parse.unquote(request.target):  # its case mattered then
-            inside = False
+        if self.in_2018 and "/metadata" not in urllib.parse.unquote(request.target.partition("?")[0]):
+            inside = False  # its case mattered then
         if self.is_foreign(request):
             raise Rejection("host")
         metadata = headers.get("metadata", "")  # nearly always "true": looking for that first is fast

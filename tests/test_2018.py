@@ -30,6 +30,7 @@ class Examples(unittest.TestCase):
                                ("/Metadata/instance", 404), ("/metadata/Instance", 404)):
             answer = ask(target + "?api-version=2017-08-01", of=service(as_of="2018"))
             self.assertEqual(answer.status, status, target)
+        self.assertEqual(ask("/Metadata/instance?api-version=2017-08-01&x=/metadata", of=service(as_of="2018")).status, 404)
 
     def test_1_all_categories(self):
         for make in self.rows():
