@@ -173,7 +173,7 @@ class Get(Case):
 
     def test_what_can_not_be_printed(self):
         for system, number, code, error in (("nt", 22, 0, ""), ("posix", 22, 1, "imds: no luck\n"), ("nt", 28, 1, "imds: no luck\n")):
-            out = mock.Mock()
+            out = mock.Mock(**{"fileno.return_value": -1})  # argparse of 3.14 looks whether it is a terminal
             out.buffer.write.side_effect = OSError(number, "no luck")  # 22 is what Windows says of a reader that is gone
             with mock.patch.object(imds.os, "name", system), mock.patch.object(imds.os, "dup2"):
                 errors = io.StringIO()
