@@ -5097,10 +5097,10 @@ def _transport() -> "Callable[..., Reply]":
             self.in_time(super().sendall, *args)
 
         def recv_into(self, *args: "Any") -> int:
+            if self.received > self.most:  # now, for the last read may have brought more than it was for
+                raise _Odd("more than %d bytes" % self.most)
             count = self.in_time(super().recv_into, *args)
             self.received, self.ended = self.received + count, count == 0
-            if self.received > self.most:
-                raise _Odd("more than %d bytes" % self.most)
             return int(count)
 
         def __del__(self) -> None:  # an interrupt can come before it is closed

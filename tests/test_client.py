@@ -5,6 +5,7 @@ import email.utils
 import gc
 import gzip
 import inspect
+import io
 import json
 import os
 import pickle
@@ -290,6 +291,12 @@ class Negotiation(unittest.TestCase):
             with self.assertRaises(imds.NotFound) as caught:
                 vm.get("/metadata/loadbalancer")
             self.assertIn("No load balancer metadata is found", caught.exception.body)
+
+    def test_a_large_body_that_comes_with_the_head(self):
+        whole = b'{"compute":{"name":"%s"},"network":{}}' % (b"x" * 200000)
+        with mock.patch.object(io, "DEFAULT_BUFFER_SIZE", 2**20), Script(reply(200, whole)) as server:  # 128 KiB in Python 3.14
+            for _ in range(20):
+                self.assertEqual(len(imds.get("compute/name", endpoint=server.url)), 200000)
 
     def test_nonsense_on_offer(self):
         for offer in (b'["\\ud800"]', b'"abc"', b"[5]", b"{}", b"null", b"[" * 100000, b"NaN", b'["2025-04-07"]'):
