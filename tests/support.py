@@ -234,6 +234,16 @@ class Serve:
             self.process.communicate()
 
 
+def most_files():
+    """How many files, sockets among them, this process may have open."""
+    try:
+        import resource
+
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except ImportError:  # Windows
+        return 512
+
+
 def is_root():
     return hasattr(os, "getuid") and os.getuid() == 0
 

@@ -17,7 +17,7 @@ import warnings
 from unittest import mock
 
 import imds
-from tests.support import FILE, POST, REQUEST, TARGET, TOKEN, VAULT, Jump, reserved_port, status
+from tests.support import FILE, POST, REQUEST, TARGET, TOKEN, VAULT, Jump, most_files, reserved_port, status
 
 WHOLE = REQUEST.replace(b"/compute/name", b"").replace(b"&format=text", b"")
 
@@ -563,11 +563,8 @@ class Connections(Case):
             self.assertLess(time.monotonic() - begun, 1)
 
     def test_five_hundred_connections(self):
-        if os.name == "posix":
-            import resource
-
-            if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1100:
-                self.skipTest("too few descriptors here")
+        if os.name == "posix" and most_files() < 1100:
+            self.skipTest("too few descriptors here")
         with imds.Emulator() as vm:
             clients = [self.connect(vm) for _ in range(400 if os.name == "nt" else 500)]
             for client in clients:
@@ -1047,9 +1044,7 @@ class Limits(Case):
 
     @unittest.skipUnless(os.name == "posix" and os.path.isdir("/proc/self/fd"), "not to be tried here")
     def test_select_and_its_few_sockets(self):
-        import resource
-
-        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 700:
+        if most_files() < 700:
             self.skipTest("too few descriptors here")
         script = ("import selectors, sys; selectors.DefaultSelector = selectors.SelectSelector; sys.path.insert(0, %r);"
                   " import imds; imds.main(['serve', '--port', '0', '--quiet'])" % os.path.dirname(FILE))

@@ -14,6 +14,7 @@ import urllib.parse
 from unittest import mock
 
 import imds
+from tests import support
 from tests.support import HTML, JSON, TARGET, TEXT, TOKEN, VAULT, XML, Jump, Patient, Serve, Steps, V, ask, bench, run
 
 INSTANCE = "/metadata/instance" + V
@@ -24,15 +25,6 @@ GONE = b"""<?xml version="1.0" encoding="utf-8"?>
     <Message>The resource requested is no longer available. Please refresh your cache.</Message>
     <Details></Details>
 </Error>"""
-
-
-def most_files():
-    try:
-        import resource
-
-        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except ImportError:  # Windows
-        return 512
 
 
 def taken(of, count, target=INSTANCE, verb="GET"):
@@ -540,7 +532,7 @@ class RawClients(OneEmulator):
     def test_500_clients_that_hang_hold_up_nobody(self):
         self.vm.fail("instance/network: hang always")
         hung = []
-        for _ in range(min(500, (most_files() - 100) // 2)):  # both ends are ours
+        for _ in range(min(500, (support.most_files() - 100) // 2)):  # both ends are ours
             hung.append(self.connect())
             self.ask(hung[-1], "/metadata/instance/network" + V)
         self.vm.wait_for("/metadata/instance/network", times=len(hung))

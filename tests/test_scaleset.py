@@ -9,7 +9,7 @@ import unittest
 import urllib.request
 
 import imds
-from tests.support import EVENTS, OK, Serve, call, run
+from tests.support import EVENTS, OK, Serve, call, most_files, run
 
 
 def ask(vm, target, body=None):
@@ -230,6 +230,7 @@ class Settings(unittest.TestCase):
         self.assertFalse(any(thread.is_alive() for thread in threads), "they wait for each other")
 
     @unittest.skipUnless(hasattr(os, "sched_getaffinity"), "no figures for this system")
+    @unittest.skipIf(most_files() < 1100, "too few descriptors here")
     def test_200_start_and_stop_fast(self):
         best = 9.0
         for _ in range(2):
