@@ -1506,13 +1506,13 @@ class _Redactor:
 
         words = value.split()
         first, *more = re.split(r"([^\S \t]+)", value.strip(), maxsplit=1)  # more: a line break, and the other lines
-        names_type = re.match("(ssh|ecdsa|sk)-", first)
-        if names_type and not more:
+        has_type = re.match("(ssh|ecdsa|sk)-", first)
+        if has_type and not more:
             words = words[:2]  # behind them is a comment
         secret = hashlib.sha256(self.number("key", " ".join(words)).encode()).digest()
         blob = base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0 " + secret).decode()
         text = "ssh-ed25519 %s redacted" % blob
-        if names_type and more:  # as the portal wraps a key that it has made
+        if has_type and more:  # as the portal wraps a key that it has made
             width = max(len(first), 16)
             text = more[0].join(text[at:at + width] for at in range(0, len(text), width))
         return text + value[len(value.rstrip("\r\n")):]
