@@ -752,7 +752,7 @@ def main():
     print("Python %s, %d cores, load from %s" % (sys.version.split()[0], CORES, by))
     print(LAYOUT % ("what; baseline", "ours", "baseline", "ratio", "goal", ""), flush=True)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        rounds, duration = (3, 0.25) if options.quick else (5, 0.45)
+        rounds, duration = (3, 0.25) if options.quick else (5, 0.4)
         lab = Lab(directory, rounds, generator(stack, duration))
         for figure in FIGURES:
             try:
