@@ -1362,13 +1362,7 @@ class _Redactor:
         self._published = _published(compute)
         scale_set = compute.get("vmScaleSetName")
         self._set = scale_set if isinstance(scale_set, str) else ""
-        self._tags: "List[Tuple[str, str, str]]" = []  # name, ":", value of each in tagsList
-        self._tags_text = ""
-        try:
-            self._tags = [(tag["name"], ":", tag["value"]) for tag in compute["tagsList"]]
-            self._tags_text = ";".join(map("".join, self._tags))
-        except (KeyError, TypeError):  # a user's own
-            pass
+        self._listed_tags = compute.get("tagsList", ())
         self._place(parts.get("instance"), everything())  # first, for address() needs it
         self._prefixes = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
@@ -1423,7 +1417,13 @@ class _Redactor:
 
     def tags(self, value: str) -> str:
         """Only tagsList tells where each begins: a value may have a semicolon in it, and a name a colon."""
-        pairs = self._tags if value == self._tags_text else [pair.partition(":") for pair in value.split(";")]
+        pairs = [pair.partition(":") for pair in value.split(";")]
+        try:
+            listed = [(tag["name"], ":", tag["value"]) for tag in self._listed_tags]
+            if value == ";".join(map("".join, listed)):
+                pairs = listed
+        except (KeyError, TypeError):  # a user's own
+            pass
         return ";".join((tag and self.tag(tag)) + colon + (value and self.value(value)) for tag, colon, value in pairs)
 
     def image(self, value: str) -> str:
