@@ -1915,6 +1915,12 @@ def _decode(text: str) -> str:
     return decoded
 
 
+def refusal_body(rule: str, names: "Tuple[str, ...]") -> str:
+    """The body of a row of REFUSALS, with its $words, as the component to which the names of a path lead has it."""
+    component = names[1] if len(names) > 1 and names[0] == "metadata" else ""
+    return str(DIALECTS.get(component, {}).get(rule, REFUSALS[rule].body))
+
+
 def content_type_of(body: str) -> str:
     """The type of a refusal's body."""
     return next(kind for start, kind in CONTENT_TYPES.items() if body.startswith(start))
@@ -2462,13 +2468,10 @@ class Service:
 
     def refuse(self, rule: str, request: "Optional[Request]" = None, value: str = "") -> "Response":
         """The response of a row of REFUSALS; ``request`` is None when it could not be read."""
-        status, _, body = REFUSALS[rule]
-        if request is not None:
-            asked = parse_target(request.target)
-            if len(asked.names) > 1 and asked.names[0] == "metadata":
-                body = DIALECTS.get(asked.names[1], {}).get(rule, body)
-            if "$" in body:
-                body = self._fill_in(body, verb=request.verb, path="/" + "/".join(asked.names), value=value)
+        asked = parse_target("" if request is None else request.target)
+        status, body = REFUSALS[rule].status, refusal_body(rule, asked.names)
+        if request is not None and "$" in body:
+            body = self._fill_in(body, verb=request.verb, path="/" + "/".join(asked.names), value=value)
         response = self._response(status, content_type_of(body), body.encode(), rule, request)
         if request is not None and status == 405:
             response.headers.append(("Allow", ", ".join(asked.row.verbs)))
@@ -5536,9 +5539,7 @@ def judge(check_row: "Check", reply: "Reply") -> str:
 # Each of these raises a ValueError, which says how a reply differs.
 
 def _check_refusal(check_row: "Check", reply: "Reply") -> None:
-    expected, names = check_row.expected, parse_target(check_row.target).names
-    dialect = DIALECTS.get(names[1], {}) if len(names) > 1 else {}
-    text = dialect.get(expected, REFUSALS[expected].body).replace("$verb", check_row.verb)
+    text = refusal_body(check_row.expected, parse_target(check_row.target).names).replace("$verb", check_row.verb)
     if "$newest" in text:
         offered = list_in(reply.data, "newest-versions")[:3]
         newest_first = sorted(filter(_is_date, offered), reverse=True) or ["VERSION"]
